@@ -271,7 +271,7 @@ class Dataset:
             raise UserError(f"{path}/dataset.json cannot be read: {first_line(error)}") from error
         if self.card.format_version != FORMAT_VERSION:
             raise UserError(
-                f"{path} has format {self.card.format_version}, this version reads {FORMAT_VERSION}: preprocess it again"
+                f"{path} has format {self.card.format_version}, this version reads {FORMAT_VERSION}: preprocess again"
             )
 
     @cached_property
