@@ -77,6 +77,7 @@ def test_a_line_torn_by_a_kill_is_cut_off(tmp_path: Path) -> None:
     assert history(config, tmp_path, "loss") == [(0, 1.0), (1, 0.5)]
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_or_dies_neither_blocks_nor_loses(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
