@@ -1,0 +1,134 @@
+"""Autoencoders of video and of sound behind one small protocol (protocol.py), one file per family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syncflow.config import Config
+from syncflow.errors import UserError
+from syncflow.models.autoencoders.image import load_image
+from syncflow.models.autoencoders.oobleck import load_oobleck
+from syncflow.models.autoencoders.protocol import AudioAutoencoder, Posterior, VideoAutoencoder
+from syncflow.models.resolve import check_identity, identity_hash, located, resolve
+from syncflow.samples import EncoderIdentity, first_line
+
+__all__ = [
+    "AudioAutoencoder",
+    "AutoencoderSpec",
+    "Posterior",
+    "VideoAutoencoder",
+    "identify_audio_autoencoder",
+    "identify_video_autoencoder",
+    "load_audio_autoencoder",
+    "load_video_autoencoder",
+]
+
+
+class AutoencoderSpec(Config):
+    """Which autoencoder, and where its weights are."""
+
+    kind: str
+    """Video: image (frame by frame). Audio: oobleck."""
+    path: str
+    """Folder of weights, hub repository OWNER/NAME, or package:MODULE/FOLDER."""
+    subfolder: str = ""
+    """Folder inside of `path`, for example vae."""
+    frames_at_once: int = 32
+    """Frames coded together: less needs less memory and gives the same latents."""
+    sha256: str = ""
+    """Identity hash that the weights must have; empty accepts any."""
+
+    def located(self, base: Path) -> AutoencoderSpec:
+        """With `path` made absolute where it is relative to the model directory `base`."""
+        return self.model_copy(update={"path": located(self.path, base)})
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of autoencoder: how it is loaded, and which field of its configuration counts latent channels."""
+
+    load: Callable[[AutoencoderSpec, Path, EncoderIdentity, torch.device, torch.dtype], Any]
+    channels: str
+
+
+VIDEO = {
+    "image": Family(
+        lambda spec, folder, identity, device, dtype: load_image(folder, identity, device, dtype, spec.frames_at_once),
+        channels="latent_channels",
+    ),
+}
+AUDIO = {
+    "oobleck": Family(
+        lambda _, folder, identity, device, dtype: load_oobleck(folder, identity, device, dtype),
+        channels="decoder_input_channels",
+    ),
+}
+
+
+def identify_video_autoencoder(spec: AutoencoderSpec) -> EncoderIdentity:
+    """The `identity` of the autoencoder that would be loaded, from its files alone.
+
+    Raises:
+        UserError: as `load_video_autoencoder`.
+    """
+    return _identify(VIDEO, "video_autoencoder", spec)[0]
+
+
+def identify_audio_autoencoder(spec: AutoencoderSpec) -> EncoderIdentity:
+    """The `identity` of the autoencoder that would be loaded, from its files alone.
+
+    Raises:
+        UserError: as `load_audio_autoencoder`.
+    """
+    return _identify(AUDIO, "audio_autoencoder", spec)[0]
+
+
+def load_video_autoencoder(
+    spec: AutoencoderSpec, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> VideoAutoencoder:
+    """
+    Raises:
+        UserError: an unknown kind, weights that cannot be found or read, or not those `spec.sha256` names.
+    """
+    return _load(VIDEO, "video_autoencoder", spec, device, dtype)
+
+
+def load_audio_autoencoder(
+    spec: AutoencoderSpec, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> AudioAutoencoder:
+    """
+    Raises:
+        UserError: an unknown kind, weights that cannot be found or read, or not those `spec.sha256` names.
+    """
+    return _load(AUDIO, "audio_autoencoder", spec, device, dtype)
+
+
+def _identify(kinds: dict[str, Family], field: str, spec: AutoencoderSpec) -> tuple[EncoderIdentity, Path]:
+    if spec.kind not in kinds:
+        raise UserError(f"{field}.kind: {spec.kind!r} is not known; choose from {', '.join(kinds)}")
+    folder = resolve(spec.path, field=f"{field}.path", subfolder=spec.subfolder)
+    try:
+        channels = json.loads((folder / "config.json").read_text())[kinds[spec.kind].channels]
+    except FileNotFoundError:
+        raise UserError(f"{field}.path: {folder} has no config.json, so it is not a saved autoencoder") from None
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{field}.path: {folder}/config.json is not that of kind {spec.kind}") from error
+    identity = EncoderIdentity(kind=spec.kind, path=spec.path, sha256=identity_hash(folder), channels=channels)
+    check_identity(identity, spec.sha256, f"{field}.path")
+    return identity, folder
+
+
+def _load(
+    kinds: dict[str, Family], field: str, spec: AutoencoderSpec, device: torch.device | str, dtype: torch.dtype
+) -> Any:
+    identity, folder = _identify(kinds, field, spec)
+    try:
+        return kinds[spec.kind].load(spec, folder, identity, torch.device(device), dtype)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{field}.path: {folder} cannot be read as kind {spec.kind}: {first_line(error)}") from error

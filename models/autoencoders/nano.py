@@ -1,0 +1,75 @@
+"""The small autoencoders of the nano models: fresh, untrained networks of the same classes as the large ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from syncflow.config import Config
+
+
+class NanoVideoConfig(Config):
+    """A small diffusers AutoencoderKL, frame by frame: 8 × 8 pixels become one latent position."""
+
+    block_out_channels: tuple[int, ...] = (16, 32, 64, 64)
+    """Channels at full size and after each halving; three halvings are 8 × 8."""
+    layers_per_block: int = 1
+    """Residual blocks at each size."""
+    latent_channels: int = 4
+    """Channels of a latent."""
+    norm_num_groups: int = 8
+    """Groups of the group norms; divides every width."""
+
+
+class NanoAudioConfig(Config):
+    """A small diffusers AutoencoderOobleck, mono."""
+
+    sample_rate: int = 16000
+    """Hz."""
+    downsampling_ratios: tuple[int, ...] = (4, 10, 10)
+    """Strides (even); their product is the hop: 400 samples at 16 kHz are 40 latents a second."""
+    channel_multiples: tuple[int, ...] = (1, 2, 4)
+    """Widths after each stride, times 2 · latent_channels in the encoder and `decoder_channels` in the decoder."""
+    latent_channels: int = 8
+    """Channels of a latent."""
+    decoder_channels: int = 16
+    """Width of the decoder at full rate."""
+
+
+def new_nano_video_autoencoder(seed: int, config: NanoVideoConfig | None = None) -> Any:
+    """An untrained AutoencoderKL: a pure function of seed and config, whatever the global generator's state."""
+    from diffusers import AutoencoderKL
+
+    config = config or NanoVideoConfig()
+    levels = len(config.block_out_channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            block_out_channels=config.block_out_channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.latent_channels,
+            norm_num_groups=config.norm_num_groups,
+            scaling_factor=1.0,
+        )
+
+
+def new_nano_audio_autoencoder(seed: int, config: NanoAudioConfig | None = None) -> Any:
+    """An untrained AutoencoderOobleck: a pure function of seed and config, whatever the global generator's state."""
+    from diffusers import AutoencoderOobleck
+
+    config = config or NanoAudioConfig()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderOobleck(
+            # diffusers takes the 2 · C moments from as many channels as the encoder's first layer has
+            encoder_hidden_size=2 * config.latent_channels,
+            downsampling_ratios=list(config.downsampling_ratios),
+            channel_multiples=list(config.channel_multiples),
+            decoder_channels=config.decoder_channels,
+            decoder_input_channels=config.latent_channels,
+            audio_channels=1,
+            sampling_rate=config.sample_rate,
+        )
