@@ -1,0 +1,100 @@
+"""The demo's one page: what went in, how training went, what came out, how it was judged. Self-contained."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syncflow import __version__
+from syncflow.errors import UserError
+
+if TYPE_CHECKING:
+    from syncflow.infra.demo import DemoConfig
+
+STAGES = ("1_video", "2_audio", "3_joint")
+
+
+def write_report(config: DemoConfig, out: Path) -> Path:
+    """Write `report.html` from what the steps left in `out`, and return its path."""
+    import jinja2
+
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    ).get_template("demo_report.html.j2")
+    generated = [_clip(out / "generated", row) for row in _rows(out / "generated" / "manifest.jsonl")]
+    page = template.render(
+        version=__version__,
+        source=str(config.videos) if config.videos else f"{config.clips} rendered impacts",
+        card=json.loads((out / "dataset" / "dataset.json").read_text()),
+        rejects=_rows(out / "dataset" / "rejects.jsonl")[:50],
+        reference=[_clip(out / "reference", row) for row in _rows(out / "reference" / "manifest.jsonl")][:8],
+        generated=generated,
+        curves=[(stage, curves(out / "train" / stage / "spool.jsonl")) for stage in STAGES],
+        metrics=_metrics(out / "evaluation" / "metrics.json"),
+        steps=[(path.stem, json.loads(path.read_text())["seconds"]) for path in _by_time(out / "steps")],
+        database=str(out / "mlflow.db"),
+    )
+    path = out / "report.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page)
+    os.replace(temporary, path)
+    return path
+
+
+def _by_time(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _clip(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a manifest with its video as a data URI, so that the page can be mailed around."""
+    path = folder / row["uri"]
+    if not path.is_file():
+        raise UserError(f"{path} is in {folder / 'manifest.jsonl'} but not on disk; delete {folder} and run again")
+    return {**row, "data": f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"}
+
+
+def curves(spool: Path) -> str:
+    """Losses over steps of one stage, as inline SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import io
+
+    from matplotlib import pyplot
+
+    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in _rows(spool):
+        if line["kind"] == "metrics":
+            for name, value in line["values"].items():
+                if "loss" in name and "/t" not in name:
+                    series[name].append((line["step"], value))
+    if not series:
+        raise UserError(f"{spool} has no losses; delete its folder and run the demo again")
+    figure, axes = pyplot.subplots(figsize=(4.2, 2.6))
+    for name in sorted(series):
+        step, value = zip(*series[name], strict=True)
+        axes.plot(step, value, linewidth=1.2, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend(fontsize=7, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    pyplot.close(figure)
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _metrics(path: Path) -> str:
+    """The evaluation's numbers as they stand in its JSON."""
+    return html.escape(path.read_text())
