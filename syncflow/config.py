@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +61,8 @@ def load(cls: type[C], path: Path | str | None, argv: Sequence[str] = (), prog: 
     """The configuration in the YAML file `path` (or the defaults) with `--field value` flags on top.
 
     Raises:
-        UserError: see `read_yaml` and `validate`.
-        SystemExit: `--help`, or a flag that does not parse.
+        UserError: see `read_yaml` and `validate`; or a flag that does not parse.
+        SystemExit: after `--help`.
     """
     import tyro
 
@@ -73,16 +76,24 @@ def load(cls: type[C], path: Path | str | None, argv: Sequence[str] = (), prog: 
 
 def _cli(tyro: Any, cls: type[C], default: C | None, argv: Sequence[str], prog: str) -> C:
     keywords = {} if default is None else {"default": default}
+    said = io.StringIO()
     try:
-        return tyro.cli(
-            cls,
-            args=list(argv),
-            prog=prog,
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            **keywords,
-        )
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(cls, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **keywords)
     except ValidationError as error:
         raise UserError(f"command line: {_explain(cls, error)}") from error
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"command line: {_one_line(said.getvalue())} (`{prog} --help` explains every option)") from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a framed box, on one line: its message and the option it thinks was meant."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    message = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
+    near = [line for line in lines if line.startswith("--")] if "Perhaps you meant" in box else []
+    return message.removeprefix("Value error, ") + (f"; did you mean {near[0]}?" if near else "")
 
 
 def save(config: BaseModel, path: Path) -> None:

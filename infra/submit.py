@@ -1,0 +1,232 @@
+"""`syncflow submit`: the same command on one machine, a Slurm, Ray or Kubernetes cluster.
+
+syncflow submit --cluster slurm --nodes 4 --gpus 8 -- train configs/xl/3_joint.yaml
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from syncflow.cli import COMMANDS
+from syncflow.config import Config, load
+from syncflow.errors import UserError
+
+RENDEZVOUS_PORT = 29500
+
+
+class SubmitConfig(Config):
+    """Run a syncflow command on a cluster; the command follows `--`, as it would be typed here."""
+
+    cluster: Literal["local", "slurm", "ray", "kubernetes"] = "local"
+    """Where: this machine, or the scheduler to hand the job to."""
+    nodes: int = 1
+    """Machines (train only; preprocess asks the Ray cluster for its workers)."""
+    gpus: int = 0
+    """GPUs on each machine; 0 runs one process per machine on its CPUs."""
+    cpus: int = 8
+    """CPU cores on each machine."""
+    memory_gb: int = 32
+    """Memory of each machine, in GB."""
+    time: str = "24:00:00"
+    """Slurm: time limit, as sbatch takes it."""
+    partition: str = ""
+    """Slurm: partition."""
+    name: str = "syncflow"
+    """Name of the job: lower-case letters, digits and dashes. On Ray a name can be submitted once."""
+    address: str = "http://127.0.0.1:8265"
+    """Ray: address of the cluster's dashboard, which takes jobs."""
+    image: str = "syncflow:latest"
+    """Kubernetes: container image that has syncflow installed."""
+    namespace: str = "default"
+    """Kubernetes: namespace."""
+    dry_run: bool = False
+    """Print what would be submitted, and submit nothing."""
+
+
+def main(argv: list[str]) -> int:
+    flags, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    config = load(SubmitConfig, None, flags, prog="syncflow submit")
+    check(config, command)
+    return {"local": _local, "slurm": _slurm, "ray": _ray, "kubernetes": _kubernetes}[config.cluster](config, command)
+
+
+def check(config: SubmitConfig, command: list[str]) -> None:
+    """Refuse what cannot run before a scheduler queues it.
+
+    Raises:
+        UserError: no command, an unknown one, or a shape of job that does not fit it.
+    """
+    if not command:
+        raise UserError("nothing to submit: put the command after --, as in `syncflow submit -- train configs/nano`")
+    if command[0] not in COMMANDS:
+        raise UserError(f"no command {command[0]!r} to submit; known: {', '.join(COMMANDS)}")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?", config.name):
+        raise UserError(f"--name {config.name!r}: use lower-case letters, digits and dashes, 42 at most")
+    if min(config.nodes, config.cpus, config.memory_gb) < 1 or config.gpus < 0:
+        raise UserError("--nodes, --cpus and --memory-gb must be at least 1, --gpus at least 0")
+    if config.nodes > 1 and command[0] != "train":
+        raise UserError(
+            f"--nodes {config.nodes}: only train runs on several machines of its own; "
+            "preprocess and evaluate use the workers of a Ray cluster: submit them with --cluster ray"
+        )
+
+
+def rank_command(config: SubmitConfig, command: list[str], rendezvous: str) -> list[str]:
+    """What each machine runs: torchrun for training, the command itself otherwise."""
+    if command[0] != "train":
+        return ["python", "-m", "syncflow", *command]
+    return [
+        "torchrun",
+        f"--nnodes={config.nodes}",
+        f"--nproc_per_node={max(1, config.gpus)}",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint={rendezvous}:{RENDEZVOUS_PORT}",
+        f"--rdzv_id={config.name}",
+        "-m",
+        "syncflow",
+        *command,
+    ]
+
+
+def _local(config: SubmitConfig, command: list[str]) -> int:
+    if config.nodes > 1:
+        raise UserError("--cluster local has one machine; leave --nodes out, or name another cluster")
+    line = [sys.executable, "-m", "syncflow", *command]
+    if config.dry_run:
+        print(shlex.join(line))
+        return 0
+    return subprocess.run(line).returncode
+
+
+def slurm_script(config: SubmitConfig, command: list[str]) -> str:
+    """The batch script: one task per node, each torchrun finding the first node of the allocation."""
+    resources = [
+        f"--job-name={config.name}",
+        f"--nodes={config.nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={config.cpus}",
+        f"--mem={config.memory_gb}G",
+        f"--time={config.time}",
+        "--requeue",
+        "--signal=TERM@120",
+        f"--output={config.name}-%j.log",
+    ]
+    if config.gpus:
+        resources.append(f"--gres=gpu:{config.gpus}")
+    if config.partition:
+        resources.append(f"--partition={config.partition}")
+    header = "\n".join(f"#SBATCH {resource}" for resource in resources)
+    path = shlex.quote(str(Path(sys.executable).parent))
+    threads = max(1, config.cpus // max(1, config.gpus))
+    # $head is the one word the shell must fill in; everything else is quoted.
+    line = shlex.join(rank_command(config, command, "HEAD_NODE")).replace("HEAD_NODE", '"$head"')
+    return (
+        f"#!/bin/bash\n{header}\n\nset -euo pipefail\n"
+        f"export PATH={path}:$PATH OMP_NUM_THREADS={threads}\n"
+        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
+        'head=$(scontrol show node "$head" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p" | head -n 1)\n'
+        f"exec srun --kill-on-bad-exit=1 {line}\n"
+    )
+
+
+def _slurm(config: SubmitConfig, command: list[str]) -> int:
+    script = slurm_script(config, command)
+    if config.dry_run:
+        print(script, end="")
+        return 0
+    _need("sbatch", "submit from a Slurm login node, or use --dry-run to print the script")
+    return _feed(["sbatch"], script)
+
+
+def _ray(config: SubmitConfig, command: list[str]) -> int:
+    entrypoint = shlex.join(rank_command(config, command, "127.0.0.1"))
+    if config.dry_run:
+        print(entrypoint)
+        return 0
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(config.address)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"no Ray cluster answers at --address {config.address} ({error})") from error
+    try:
+        submitted = client.submit_job(entrypoint=entrypoint, submission_id=config.name)
+    except RuntimeError as error:
+        if "already exists" in str(error):
+            raise UserError(f"the cluster has a job named {config.name!r} already; give another --name") from error
+        raise UserError(f"the cluster at {config.address} refused the job: {str(error).splitlines()[0]}") from error
+    print(f"submitted {submitted} to {config.address}\nfollow it: ray job logs --follow {submitted}")
+    return 0
+
+
+def kubernetes_manifest(config: SubmitConfig, command: list[str]) -> list[dict[str, Any]]:
+    """An indexed Job, one pod per node, and the headless Service that gives pod 0 the name the others look for."""
+    limits: dict[str, str] = {"cpu": str(config.cpus), "memory": f"{config.memory_gb}Gi"}
+    if config.gpus:
+        limits["nvidia.com/gpu"] = str(config.gpus)
+    labels = {"app.kubernetes.io/name": "syncflow", "syncflow/job": config.name}
+    container = {
+        "name": "syncflow",
+        "image": config.image,
+        "command": rank_command(config, command, f"{config.name}-0.{config.name}"),
+        "resources": {"limits": limits},
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+    }
+    pod = {
+        "subdomain": config.name,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 120,
+        "containers": [container],
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+    }
+
+    def about() -> dict[str, Any]:
+        return {"name": config.name, "namespace": config.namespace, "labels": dict(labels)}
+
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": about(),
+        "spec": {"clusterIP": "None", "selector": {"syncflow/job": config.name}, "publishNotReadyAddresses": True},
+    }
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": about(),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": config.nodes,
+            "parallelism": config.nodes,
+            "backoffLimit": 6 * config.nodes,
+            "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
+        },
+    }
+    return [service, job]
+
+
+def _kubernetes(config: SubmitConfig, command: list[str]) -> int:
+    text = yaml.safe_dump_all(kubernetes_manifest(config, command), sort_keys=False)
+    if config.dry_run:
+        print(text, end="")
+        return 0
+    _need("kubectl", "install it, or use --dry-run to print the manifest")
+    return _feed(["kubectl", "apply", "-f", "-"], text)
+
+
+def _need(program: str, mend: str) -> None:
+    if shutil.which(program) is None:
+        raise UserError(f"{program} is not on this machine: {mend}")
+
+
+def _feed(command: list[str], text: str) -> int:
+    return subprocess.run(command, input=text, text=True).returncode
