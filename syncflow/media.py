@@ -39,6 +39,13 @@ _TIE_US = 1000
 _SQUARE = Fraction(1, 100)
 """Pixels this near to square are: encoders round the aspect of odd sizes."""
 _MAX_ERRORS = 20
+_H264_AAC = {"c:v": "libx264", "preset": "veryfast", "c:a": "aac"}
+_CONTAINERS: dict[str, dict[str, Any]] = {
+    "mp4": {**_H264_AAC, "f": "mp4", "movflags": "+faststart"},
+    "mkv": {**_H264_AAC, "f": "matroska"},
+    "ts": {**_H264_AAC, "f": "mpegts"},
+    "webm": {"c:v": "libvpx-vp9", "b:v": 0, "deadline": "realtime", "cpu-used": 6, "c:a": "libopus", "f": "webm"},
+}
 _FILE = "file:?"
 """Stands for the file while the command line is built: ffmpeg-python cannot hold names that are not UTF-8."""
 
@@ -427,31 +434,50 @@ def write_mp4(
         frames: (T, H, W, 3) uint8. Odd sides are padded to even by repeating the border.
         waveform: (L,) float in [-1, 1], or None for a silent film.
     """
-    path = Path(path)
+    write_video(path, frames, fps, waveform, sample_rate, crf, timeout_s, container="mp4")
+
+
+def write_video(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: Fraction,
+    waveform: np.ndarray | None = None,
+    sample_rate: int | None = None,
+    crf: int = 18,
+    timeout_s: float = 600,
+    container: str | None = None,
+) -> None:
+    """As `write_mp4`, in the container that the path's suffix names: mp4, mkv, ts or webm (VP9 + Opus).
+
+    Raises:
+        UserError: an unknown container, or ffmpeg could not write the file.
+    """
+    path, fps = Path(path), Fraction(fps)
+    container = container or path.suffix.lstrip(".").lower()
+    if container not in _CONTAINERS:
+        raise UserError(f"{printable(path)}: write one of {', '.join(_CONTAINERS)}, not {container!r}")
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be (T, H, W, 3) uint8 with T > 0, got {frames.shape} {frames.dtype}")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         height, width = frames.shape[1:3]
-    rate = f"{Fraction(fps).numerator}/{Fraction(fps).denominator}"
+    rate = f"{fps.numerator}/{fps.denominator}"
     streams = [
         ffmpeg.input("pipe:0", f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=rate)
         .video.filter("scale", out_color_matrix="bt709", out_range="tv", flags="bicubic+accurate_rnd")
         .filter("format", "yuv420p")
     ]
     options: dict[str, Any] = {
-        "f": "mp4",
-        "c:v": "libx264",
         "crf": crf,
-        "preset": "veryfast",
-        "movflags": "+faststart",
         "colorspace": "bt709",
         "color_primaries": "bt709",
         "color_trc": "bt709",
         "color_range": "tv",
-        "video_track_timescale": _timescale(Fraction(fps)),
+        **_CONTAINERS[container],
     }
+    if container == "mp4":
+        options["video_track_timescale"] = _timescale(fps)
     with tempfile.TemporaryFile() as sound_file, _atomic(path) as temporary:
         if waveform is not None:
             if sample_rate is None:
@@ -461,7 +487,7 @@ def write_mp4(
             sound_file.seek(0)
             sound = ffmpeg.input(f"pipe:{sound_file.fileno()}", f="f32le", ar=sample_rate, ac=1)
             streams.append(sound.audio)
-            options |= {"c:a": "aac", "b:a": min(192_000, 6 * sample_rate)}
+            options |= {"b:a": min(192_000, 6 * sample_rate)}
         arguments = ffmpeg.output(*streams, _FILE, **options).compile(cmd=[])
         arguments = [f"file:{temporary}" if word == _FILE else word for word in arguments]
         data = np.ascontiguousarray(frames).data.cast("B")
