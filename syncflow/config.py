@@ -90,10 +90,14 @@ def _cli(tyro: Any, cls: type[C], default: C | None, argv: Sequence[str], prog: 
 
 def _one_line(box: str) -> str:
     """What tyro says in a framed box, on one line: its message and the option it thinks was meant."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    message = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
-    near = [line for line in lines if line.startswith("--")] if "Perhaps you meant" in box else []
-    return message.removeprefix("Value error, ") + (f"; did you mean {near[0]}?" if near else "")
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first line is the frame's title
+
+    def is_rule(line: str) -> bool:
+        return set(line) <= set("─-╰╯")
+
+    message = " ".join(itertools.takewhile(lambda line: not is_rule(line), itertools.dropwhile(is_rule, lines)))
+    near = [line for line in lines if line.startswith("--") and not is_rule(line)]
+    return message + (f"; did you mean {near[0]}?" if near and "Perhaps you meant" in box else "")
 
 
 def save(config: BaseModel, path: Path) -> None:
