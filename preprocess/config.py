@@ -1,0 +1,161 @@
+"""What `syncflow preprocess` can be told."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import cached_property
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from syncflow.clock import parse_rate, ticks_in
+from syncflow.config import Config
+from syncflow.models.autoencoders import AutoencoderSpec
+from syncflow.models.text import TextEncoderSpec
+from syncflow.tracker import TrackingConfig
+
+
+def _to_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) else value
+
+
+Rate = Annotated[str, BeforeValidator(_to_text)]
+
+
+class BucketSize(NamedTuple):
+    width: int
+    height: int
+    num_frames: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}x{self.num_frames}"
+
+
+class SplitConfig(Config):
+    """How sources are cut into clips."""
+
+    shots: Literal["none", "scenedetect", "transnet"] = "none"
+    """Cut at shot changes first: none, scenedetect (PySceneDetect, light) or transnet (TransNetV2, better)."""
+    stride_s: float | None = Field(default=None, gt=0)
+    """Seconds from one window's start to the next; the window's own length if not given."""
+    max_clips: int | None = Field(default=None, gt=0)
+    """At most so many clips of one source, the first ones."""
+
+
+class RayConfig(Config):
+    """Where the work is done."""
+
+    address: str = ""
+    """Ray cluster to use, for example auto or 10.0.0.1:6379; empty starts Ray on this machine."""
+    workers: int | None = Field(default=None, ge=0)
+    """Worker processes; by default one per GPU or, without GPUs, per CPU core. 0: none, work in this process."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPU cores that a worker takes; its networks use as many threads."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs that a worker takes (0.5: two share one); 0 encodes on the CPU."""
+
+
+class PreprocessConfig(Config):
+    """Raw videos -> shards of latents, in sync to the millisecond, every dropped clip accounted for."""
+
+    input: str = ""
+    """Folder of videos, or manifest (.csv, .jsonl, .parquet) with `uri` and, as you have them, id, start_s, end_s,
+    caption, video_caption, audio_caption, label, events_s. Local, s3://, https:// or any fsspec URL."""
+    output: str = ""
+    """Folder or URL the data set is written to. The same command again goes on where it stopped."""
+    fps: Rate = "16"
+    """Frames per second of every clip: 16, 23.976 or 30000/1001."""
+    sample_rate: int = Field(default=16000, gt=0)
+    """Hz; sound is mixed down to mono."""
+    buckets: tuple[str, ...] = ("64x64x32",)
+    """Sizes that clips may have, WIDTHxHEIGHTxFRAMES. A source goes to the longest that fits into it, of those to
+    the nearest aspect, of those to the largest that it need not be enlarged for."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How a picture of another aspect becomes its bucket's: crop the middle, pad with black, or stretch."""
+    min_video: float = Field(default=0.9, ge=0, le=1)
+    """Share of a clip's frames that its source must really have; clips below it are dropped."""
+    min_audio: float = Field(default=0.5, ge=0, le=1)
+    """Share of a clip's sound that its source must really have."""
+    missing_caption: Literal["name", "require", "empty"] = "name"
+    """A clip without a caption: `name` takes its label, else the words of its file name; `require` drops it;
+    `empty` keeps it without one."""
+    split: SplitConfig = SplitConfig()
+    video_autoencoder: AutoencoderSpec
+    audio_autoencoder: AutoencoderSpec
+    text_encoder: TextEncoderSpec = TextEncoderSpec()
+    text: Literal["stored", "online"] = "stored"
+    """Store text embeddings in the shards, or leave them to be made during training."""
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    """Of stored latents and text."""
+    shard_clips: int = Field(default=256, gt=0)
+    """Clips of a shard."""
+    batch: int = Field(default=8, gt=0)
+    """Clips encoded together; halved when memory runs out."""
+    decode_ahead: int = Field(default=0, ge=0)
+    """Clips decoded while others are encoded: 0 where the CPU does both, a few for workers with a GPU."""
+    clip_timeout_s: float = Field(default=300, gt=0)
+    """A clip that takes longer is dropped as timed out."""
+    max_failed: float = Field(default=0.8, gt=0, le=1)
+    """Stop when, of the first 50 or more clips read, more than this share cannot be used."""
+    ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("fps")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        return str(parse_rate(value))
+
+    @field_validator("buckets")
+    @classmethod
+    def _buckets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not values:
+            raise ValueError("give at least one bucket, for example 64x64x32")
+        for value in values:
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", value):
+                raise ValueError(f"{value!r} is not WIDTHxHEIGHTxFRAMES, for example 256x256x32")
+        if len(set(values)) < len(values):
+            raise ValueError("a bucket is given twice")
+        return values
+
+    @model_validator(mode="after")
+    def _together(self) -> PreprocessConfig:
+        if self.ray.workers == 0 and self.ray.address:
+            raise ValueError("ray.workers 0 works in this process: leave ray.address out, or give workers")
+        return self
+
+    @cached_property
+    def rate(self) -> Fraction:
+        return parse_rate(self.fps)
+
+    @cached_property
+    def bucket_sizes(self) -> tuple[BucketSize, ...]:
+        return tuple(BucketSize(*map(int, bucket.split("x"))) for bucket in self.buckets)
+
+    def num_samples(self, bucket: BucketSize) -> int:
+        """Samples of sound of a clip in `bucket`."""
+        return ticks_in(bucket.num_frames / self.rate, Fraction(self.sample_rate))
+
+    def meaning(self) -> dict[str, object]:
+        """The settings that decide what ends up in the data set, by dotted name; weights count by their hash."""
+        values = self.model_dump(
+            mode="json",
+            exclude={
+                "input", "output", "ray", "tracking", "batch", "decode_ahead", "clip_timeout_s", "max_failed",
+                "video_autoencoder", "audio_autoencoder", "text_encoder",
+            },
+        )  # fmt: skip
+        if self.text == "stored":
+            values["text_encoder.max_tokens"] = self.text_encoder.max_tokens
+        return _flat(values)
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,157 @@
+"""The job, top to bottom: read the manifest, survey the sources, write the shards, add it all up."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from syncflow.errors import UserError
+from syncflow.preprocess import card as cards
+from syncflow.preprocess.config import PreprocessConfig
+from syncflow.preprocess.encode import identities
+from syncflow.preprocess.job import Job
+from syncflow.preprocess.plan import ClipPlan, Unit, shard_units
+from syncflow.preprocess.pool import InlinePool, Pool, open_pool
+from syncflow.preprocess.progress import Progress, say
+from syncflow.preprocess.store import Store, open_store
+from syncflow.preprocess.worker import Outcome
+from syncflow.samples import DatasetCard, Reject
+
+FAILING_STAGES = frozenset({"manifest", "probe", "decode", "encode", "worker"})  # filters may drop most on purpose
+ENOUGH = 50  # clips read before "mostly failing" is believed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a job ended."""
+
+    card: DatasetCard
+    rejected: Counter[tuple[str, str]]
+    """By stage and reason."""
+    seconds: float
+    already_done: bool
+
+
+def preprocess(
+    config: PreprocessConfig,
+    input: str | Path | None = None,
+    output: str | Path | None = None,
+    pool: Literal["ray", "inline"] | None = None,
+) -> Summary:
+    """Raw videos -> a data set. Killed and called again, it goes on; finished, it returns at once.
+
+    Args:
+        input, output: in place of the configuration's.
+        pool: in place of the configuration's; `inline` works in this process.
+
+    Raises:
+        UserError: nothing to read, another job's folder, weights that cannot be read, or (nearly) nothing usable.
+    """
+    given = {"input": str(input) if input else config.input, "output": str(output) if output else config.output}
+    config = config.model_copy(update=given)
+    if not config.output:
+        raise UserError("--output is missing: give the folder (or URL) the data set is to be written to")
+    began = time.monotonic()
+    store = open_store(config.output)
+    job = Job(store, config)
+    try:
+        return _run(job, store, config, pool, began)
+    finally:
+        job.close()
+
+
+def _run(job: Job, store: Store, config: PreprocessConfig, pool: str | None, began: float) -> Summary:
+    for number, item in enumerate(job.row_rejects()):
+        if number == 5:
+            say(f"... {job.bad_rows - 5} more rows cannot be used; see rejects.jsonl")
+            break
+        say(f"dropped: {item.detail} ({item.source or item.id})")
+    store.collect_wip()
+    say(f"{job.sources} sources in {config.input}")
+    encoders = job.encoders()
+    if encoders is not None:
+        job.check_weights(identities(config))
+    finished = encoders is not None and store.read("dataset.json") is not None
+    if not finished:
+        workers: Pool = InlinePool(config, config.output) if pool == "inline" else open_pool(config, config.output)
+        try:
+            encoders = encoders or job.remember(workers.encoders())
+            _work(job, config, workers, job.shard_fingerprint(encoders))
+        finally:
+            workers.close()
+    assert encoders is not None
+
+    totals = cards.Totals()
+    cards.write_rejects(store, _rejects(job, store, config, totals), totals)
+    if not totals.kept:
+        raise UserError(f"none of {sum(totals.rejected.values())} clips can be used: {reasons(totals.rejected)}")
+    card = cards.write_card(store, config, encoders, totals)
+    cards.remove_orphans(store, totals)
+    return Summary(card, totals.rejected, time.monotonic() - began, finished)
+
+
+def _work(job: Job, config: PreprocessConfig, pool: Pool, fingerprint: str) -> None:
+    guard = _Guard(config.max_failed, job.bad_rows)
+    with Progress("looking into sources", job.sources) as progress:
+
+        def surveyed(unit: Unit, found: Outcome) -> None:
+            guard.add(found.kept, found.rejects)
+            progress.finished(len(unit.sources), len(unit.sources) - sum(found.rejects.values()))
+
+        pool.run(job.survey_units(), job.fingerprint, surveyed, progress.tick)
+
+    planned = sum(len(clips) for clips, _ in job.surveyed())
+    guard = _Guard(config.max_failed, 0)
+    with Progress("encoding clips", planned) as progress:
+
+        def written(unit: Unit, done: Outcome) -> None:
+            guard.add(done.kept, done.rejects)
+            progress.finished(len(unit.clips), done.kept)
+
+        pool.run(_shards(job, config), fingerprint, written, progress.tick)
+
+
+def _clips(job: Job) -> Iterator[ClipPlan]:
+    return itertools.chain.from_iterable(clips for clips, _ in job.surveyed())
+
+
+def _shards(job: Job, config: PreprocessConfig) -> Iterator[Unit]:
+    return shard_units(_clips(job), config.shard_clips)
+
+
+def _rejects(job: Job, store: Store, config: PreprocessConfig, totals: cards.Totals) -> Iterator[Reject]:
+    """Everything dropped, in the order of the plan; shards are added to `totals` on the way."""
+    yield from job.row_rejects()
+    for _, rejects in job.surveyed():
+        yield from rejects
+    for marker in cards.markers(store, (unit.marker for unit in _shards(job, config))):
+        totals.add(marker)
+        yield from marker.rejects
+
+
+class _Guard:
+    """Stops a job that mostly fails, early."""
+
+    def __init__(self, max_failed: float, failed: int) -> None:
+        self.max_failed = max_failed
+        self.read = self.failed = failed
+        self.reasons: Counter[tuple[str, str]] = Counter()
+
+    def add(self, kept: int, rejects: Mapping[tuple[str, str], int]) -> None:
+        self.read += kept + sum(rejects.values())
+        self.reasons.update(rejects)
+        self.failed += sum(count for (stage, _), count in rejects.items() if stage in FAILING_STAGES)
+        if self.read >= ENOUGH and self.failed > self.max_failed * self.read:
+            raise UserError(
+                f"stopped: {self.failed} of the first {self.read} clips cannot be used: {reasons(self.reasons)}; "
+                "mend the input, or raise max_failed"
+            )
+
+
+def reasons(rejected: Counter[tuple[str, str]]) -> str:
+    return ", ".join(f"{count} {reason} ({stage})" for (stage, reason), count in rejected.most_common())

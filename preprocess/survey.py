@@ -1,0 +1,77 @@
+"""The first round of work: look into each source and say which clips are to be cut from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+from syncflow.clock import Span, windows
+from syncflow.media import MediaError, MediaInfo, probe
+from syncflow.preprocess.config import BucketSize, PreprocessConfig
+from syncflow.preprocess.fetch import Fetcher
+from syncflow.preprocess.plan import ClipPlan, Source, clip_id, reject
+from syncflow.samples import Reject
+
+STAGE = "probe"
+
+Shots = Callable[[MediaInfo, Span], list[Span]]
+
+
+def survey(source: Source, config: PreprocessConfig, fetcher: Fetcher, shots: Shots) -> list[ClipPlan] | Reject:
+    """The clips of one source in order of time, or why there are none."""
+    try:
+        info = probe(fetcher.local(source.uri))
+        if info.audio is None:
+            raise MediaError("no_audio", info.path, "has no sound")
+        return plan_clips(source, info, config, shots)
+    except MediaError as error:
+        return reject(source, STAGE, error.reason, error.detail)
+
+
+def plan_clips(source: Source, info: MediaInfo, config: PreprocessConfig, shots: Shots) -> list[ClipPlan]:
+    """Windows of one bucket's length in each shot of the source, on the grid of frames counted from its zero.
+
+    Raises:
+        MediaError: too_short.
+    """
+    start = source.start_s or Fraction(0)
+    # Containers round times and a last frame lasts a while: a window may end one tick late and is then marked
+    # by its number of valid frames.
+    end = min(source.end_s or info.duration_s, info.duration_s) + 1 / config.rate
+    if start >= end:
+        raise MediaError("too_short", info.path, f"ends at {float(info.duration_s):.3f} s, before {float(start):.3f} s")
+    whole = Span(start, end)
+    bucket = choose_bucket(info.width, info.height, whole.duration_s, config)
+    if bucket is None:
+        shortest = min(size.num_frames for size in config.bucket_sizes) / config.rate
+        detail = f"is {float(whole.duration_s - 1 / config.rate):.3f} s long, clips are {float(shortest):.3f} s"
+        raise MediaError("too_short", info.path, detail)
+    length = bucket.num_frames / config.rate
+    stride = None if config.split.stride_s is None else Fraction(str(config.split.stride_s))
+    spans = [window for shot in shots(info, whole) for window in windows(shot, length, config.rate, stride)]
+    if not spans:
+        raise MediaError("too_short", info.path, f"no shot is as long as a clip ({float(length):.3f} s)")
+    return [
+        ClipPlan(clip_id(source.id, span.start_s), source, span, bucket.name)
+        for span in spans[: config.split.max_clips]
+    ]
+
+
+def choose_bucket(width: int, height: int, duration_s: Fraction, config: PreprocessConfig) -> BucketSize | None:
+    """The longest bucket that fits, of those the nearest aspect, of those the largest that need not be enlarged."""
+    fitting = [b for b in config.bucket_sizes if b.num_frames / config.rate <= duration_s]
+    if not fitting:
+        return None
+
+    def badness(bucket: BucketSize) -> tuple[float, ...]:
+        aspect = abs(math.log((width / height) / (bucket.width / bucket.height)))
+        area = bucket.width * bucket.height
+        enlarged = area > width * height
+        return (-bucket.num_frames, round(aspect, 6), enlarged, area if enlarged else -area)
+
+    return min(fitting, key=badness)
+
+
+def no_shots(info: MediaInfo, span: Span) -> list[Span]:
+    return [span]
