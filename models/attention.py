@@ -21,9 +21,6 @@ class KeyValue:
     key: Tensor  # (B, h, M, d)
     value: Tensor  # (B, h, M, d)
 
-    def repeat(self, n: int) -> KeyValue:
-        return KeyValue(self.key.repeat_interleave(n, 0), self.value.repeat_interleave(n, 0))
-
 
 class SelfAttention(nn.Module):
     """Attention within a sequence, with optional RMS-norm of queries and keys and rotary positions."""

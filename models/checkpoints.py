@@ -55,6 +55,8 @@ class ModelCard(Config):
     """Latents are (z - mean) / std per channel; None: as they are."""
     audio_stats: ChannelStats | None = None
     """As for video."""
+    guidance: float = 1.5
+    """Classifier-free guidance that suits it: what `generate` uses unless told."""
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:

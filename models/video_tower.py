@@ -27,17 +27,16 @@ class TextContext:
 
     tokens: Tensor | None  # (B, L, E); None once `keys` are made
     mask: Tensor | None  # (B, L) bool
-    present: Tensor | None  # (B,) bool: the example has any token
     keys: list[KeyValue] | None = None
 
-    def repeat(self, n: int) -> TextContext:
-        """Each example n times in a row."""
+    def first(self, n: int) -> TextContext:
+        """The first n examples."""
 
-        def again(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.repeat_interleave(n, 0)
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[:n]
 
-        keys = None if self.keys is None else [kv.repeat(n) for kv in self.keys]
-        return TextContext(again(self.tokens), again(self.mask), again(self.present), keys)
+        keys = None if self.keys is None else [KeyValue(kv.key[:n], kv.value[:n]) for kv in self.keys]
+        return TextContext(cut(self.tokens), cut(self.mask), keys)
 
 
 @dataclass
@@ -174,18 +173,18 @@ class VideoTower(nn.Module):
         """(B, L, D) states to the tower's width, once per forward pass."""
         tokens = self.y_embedder(text, null)
         if mask is None:
-            return TextContext(tokens, None, None)
+            return TextContext(tokens, None)
         mask = mask.reshape(mask.shape[0], -1).bool()
         present = mask.any(dim=1)
         # Softmax over nothing is undefined: an example without text attends to zeros, as if it added nothing.
         tokens = tokens * present[:, None, None].to(tokens.dtype)
-        return TextContext(tokens, mask | ~present[:, None], present)
+        return TextContext(tokens, mask | ~present[:, None])
 
     def keep_text(self, text: TextContext) -> TextContext:
         """The same text with the keys and values of every block computed once, for sampling."""
         assert text.tokens is not None
         keys = [self._text_keys(block, text.tokens) for pair in self._pairs() for block in pair]
-        return TextContext(None, text.mask, text.present, keys)
+        return TextContext(None, text.mask, keys)
 
     def begin(
         self,

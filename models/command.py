@@ -1,0 +1,299 @@
+"""`syncflow generate`: prompts -> mp4 files with sound, and a manifest that `syncflow evaluate` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from syncflow import config as configuration
+from syncflow.clock import parse_rate
+from syncflow.config import Config
+from syncflow.errors import UserError
+from syncflow.models.outputs import MANIFEST, read_manifest, slug, write_clip, write_manifest
+from syncflow.models.prompts import Request, check_prompt, read_prompts
+
+if TYPE_CHECKING:
+    from syncflow.models.pipeline import Generated, SyncFlowPipeline
+
+
+class GenerateConfig(Config):
+    """Text -> video with sound; with --video, a silent video -> its sound.
+
+    syncflow generate "a hammer hits an anvil twice" -o out --checkpoint runs/nano/3_joint/model
+    syncflow generate "a ball bounces on wood" --video silent.mp4 -o out --checkpoint MODEL -n 4
+
+    Files are named after prompt and seed; what is already there, made with the same settings, is kept.
+    out/manifest.jsonl lists every clip of the folder.
+    """
+
+    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What is to be seen and heard; several are allowed."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out")
+    """Folder for the clips and manifest.jsonl."""
+    checkpoint: Path | None = None
+    """Model directory (default: $SYNCFLOW_CHECKPOINT)."""
+    prompts: Path | None = None
+    """File of prompts: .txt with one a line, or .jsonl with rows {"prompt": …, "video": optional path}."""
+    video: Path | None = None
+    """A video whose sound is wanted."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels (default: the size the model was trained at)."""
+    duration: float | None = None
+    """Seconds (default: as trained; with --video, the video's)."""
+    fps: str | None = None
+    """Frames per second, such as 16 or 30000/1001 (default: as trained)."""
+    steps: int = 30
+    """Steps of the solver."""
+    solver: Literal["euler", "ab2", "midpoint", "heun", "rk4"] = "euler"
+    """euler and ab2 ask the model once a step, midpoint and heun twice, rk4 four times."""
+    guidance: float | None = None
+    """How strongly the caption is followed; 1 is as learned (default: the checkpoint's)."""
+    audio_guidance: float | None = None
+    """The same for the sound alone (default: --guidance)."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guide only from the first to the second time of the flow (0 noise, 1 data)."""
+    guidance_rescale: float = 0.0
+    """0 to 1: bring the guided velocity back to the spread of the unguided one."""
+    shown: Literal["clean", "noised", "fresh", "once"] = "clean"
+    """How a given video is shown to the model: clean, noised as in training with fixed or fresh noise, or once for
+    all steps (fastest)."""
+    seed: int = 0
+    """Seed of each prompt's first clip."""
+    num: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    """Clips per prompt, with seeds seed, seed + 1, …"""
+    formats: tuple[Literal["mp4", "wav", "gif"], ...] = ("mp4",)
+    """Files to write of each clip."""
+    batch_size: int = 1
+    """Clips computed together; above 1, their last bits may depend on each other."""
+    device: str | None = None
+    """cpu, cuda, … (default: cuda where there is one)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the towers."""
+
+
+def main(argv: list[str]) -> int:
+    config = configuration.load(GenerateConfig, None, argv, "syncflow generate")
+    requests = read_requests(config)
+    settings = _settings(config)
+    pipeline = _open(config)
+    written = kept = 0
+    config.output.mkdir(parents=True, exist_ok=True)
+    rows = read_manifest(config.output)
+    identity = _identity(pipeline, _checkpoint(config))
+    plan = _plan(config, requests, settings, pipeline, identity)
+    missing = [job for job in plan if not _is_made(config.output, rows, job)]
+    kept = len(plan) - len(missing)
+    with _progress(len(missing), config.steps) as progress:
+        for group in _groups(missing, config.batch_size):
+            for job, clip in zip(group, _run(pipeline, group, config, settings, progress), strict=True):
+                _write(config, job, clip)
+                rows[job.row["uri"]] = job.row
+                write_manifest(config.output, rows)
+                written += 1
+    already = f", {kept} were there already" if kept else ""
+    print(f"{written} clips written to {config.output}{already}; listed in {config.output / MANIFEST}")
+    return 0
+
+
+def read_requests(config: GenerateConfig) -> list[Request]:
+    """Prompts of the command line and of the prompts file.
+
+    Raises:
+        UserError: none at all, or an empty one, or a file that cannot be read.
+    """
+    requests = [Request(prompt, config.video) for prompt in config.prompt]
+    if config.prompts is not None:
+        requests += [replace(request, video=request.video or config.video) for request in read_prompts(config.prompts)]
+    if not requests:
+        raise UserError('nothing to generate: give a prompt, as in syncflow generate "a dog barks" -o out')
+    for request in requests:
+        check_prompt(request.prompt)
+    return requests
+
+
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    """Arguments of the pipeline that hold for every clip."""
+    from syncflow.config import validate
+    from syncflow.models.guidance import Guidance
+
+    guidance = None
+    if config.guidance is not None or config.audio_guidance is not None:
+        video = config.guidance if config.guidance is not None else 1.0
+        audio = config.audio_guidance if config.audio_guidance is not None else video
+        values = {"video": video, "audio": audio, "interval": config.guidance_interval}
+        guidance = validate(Guidance, {**values, "rescale": config.guidance_rescale}, "command line")
+    try:
+        fps = None if config.fps is None else parse_rate(config.fps)
+    except ValueError as error:
+        raise UserError(f"--fps: {error}") from error
+    return {
+        "size": None if config.size is None else parse_size(config.size),
+        "duration_s": config.duration,
+        "fps": fps,
+        "steps": config.steps,
+        "solver": config.solver,
+        "guidance": guidance,
+        "shown": config.shown,
+    }
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from WIDTHxHEIGHT."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
+    if match is None:
+        raise UserError(f"--size {text!r}: write it as WIDTHxHEIGHT, for example 256x256")
+    return int(match[1]), int(match[2])
+
+
+def _checkpoint(config: GenerateConfig) -> Path:
+    named = config.checkpoint or os.environ.get("SYNCFLOW_CHECKPOINT")
+    if not named:
+        raise UserError(
+            "no model: give --checkpoint DIR (or set SYNCFLOW_CHECKPOINT). `syncflow demo` trains a small one; "
+            "`syncflow train configs/nano` makes runs/…/model"
+        )
+    return Path(named)
+
+
+def _open(config: GenerateConfig) -> SyncFlowPipeline:
+    folder = _checkpoint(config)
+    import warnings
+
+    # Libraries telling their own developers what to rename is noise to whoever waits for a clip.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import torch
+
+    from syncflow.models.pipeline import SyncFlowPipeline
+
+    try:
+        return SyncFlowPipeline.from_pretrained(folder, device=config.device, dtype=getattr(torch, config.dtype))
+    except (RuntimeError, AssertionError) as error:
+        if config.device is None:
+            raise
+        raise UserError(f"--device {config.device}: {str(error).splitlines()[0]}") from error
+
+
+@dataclass
+class _Job:
+    """One clip to make."""
+
+    request: Request
+    seed: int
+    row: dict[str, Any]
+    """Its line in the manifest."""
+
+
+def _plan(
+    config: GenerateConfig,
+    requests: Sequence[Request],
+    settings: dict[str, Any],
+    pipeline: SyncFlowPipeline,
+    identity: str,
+) -> list[_Job]:
+    jobs: list[_Job] = []
+    card = pipeline.card
+    for request in requests:
+        pipeline.check(size=settings["size"], duration_s=config.duration, fps=settings["fps"], video=request.video)
+        marks = [
+            request.video.stem if request.video else "",
+            config.size or "",
+            f"{config.duration:g}s" if config.duration else "",
+            f"{config.fps}fps".replace("/", "_") if config.fps else "",
+        ]
+        name = "-".join([slug(request.prompt), *[mark for mark in marks if mark]])
+        made_with = {**settings, "guidance": repr(settings["guidance"] or card.guidance), "dtype": config.dtype}
+        for seed in range(config.seed, config.seed + config.num):
+            row: dict[str, Any] = {
+                **request.extra,
+                "uri": f"{name}-{seed}.{config.formats[0]}",
+                "caption": request.prompt,
+                "seed": seed,
+                "task": "video_to_audio" if request.video else "text_to_av",
+                "video": str(request.video) if request.video else None,
+                "made_with": hashlib.sha256(f"{identity} {made_with} {config.formats}".encode()).hexdigest()[:16],
+                "steps": config.steps,
+                "solver": config.solver,
+            }
+            if all(job.row["uri"] != row["uri"] for job in jobs):
+                jobs.append(_Job(request, seed, row))
+    return jobs
+
+
+def _identity(pipeline: SyncFlowPipeline, folder: Path) -> str:
+    """What, beside the settings, decides a clip's bytes."""
+    from syncflow.models.checkpoints import WEIGHTS
+
+    stat = (folder / WEIGHTS).stat()
+    encoders = [pipeline.video_autoencoder.identity.sha256, pipeline.audio_autoencoder.identity.sha256]
+    return f"{stat.st_size} {stat.st_mtime_ns} {pipeline.card.model_dump_json()} {encoders}"
+
+
+def _is_made(folder: Path, rows: dict[str, dict[str, Any]], job: _Job) -> bool:
+    row = rows.get(job.row["uri"])
+    return row is not None and row.get("made_with") == job.row["made_with"] and (folder / job.row["uri"]).is_file()
+
+
+def _groups(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[_Job]]:
+    """Jobs of one call: all sounds of a video together (they share its features), else `batch_size` clips."""
+    group: list[_Job] = []
+    for job in jobs:
+        if group:
+            same = job.request is group[0].request if job.request.video else len(group) < batch_size
+            if not same or bool(job.request.video) != bool(group[0].request.video):
+                yield group
+                group = []
+        group.append(job)
+    if group:
+        yield group
+
+
+def _run(
+    pipeline: SyncFlowPipeline, group: Sequence[_Job], config: GenerateConfig, settings: dict[str, Any], progress: Any
+) -> list[Generated]:
+    jobs = [(job.request.prompt, job.seed) for job in group]
+    return pipeline.make(jobs, video=group[0].request.video, on_step=lambda: progress(len(group)), **settings)
+
+
+def _write(config: GenerateConfig, job: _Job, clip: Generated) -> None:
+    write_clip(config.output / job.row["uri"], clip, config.formats)
+    height, width = clip.frames.shape[1:3]
+    job.row |= {
+        "width": width,
+        "height": height,
+        "fps": str(clip.fps),
+        "duration_s": float(Fraction(len(clip.frames)) / clip.fps),
+        "sample_rate": clip.sample_rate,
+    }
+
+
+@contextmanager
+def _progress(clips: int, steps: int) -> Iterator[Any]:
+    """A function to be called after each step of n clips: a live bar for a person, else a line every few seconds."""
+    total = clips * steps
+    if configuration.is_terminal():
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit="step", file=sys.stderr, disable=total == 0) as bar:
+            yield bar.update
+        return
+    done, last = 0, time.monotonic()
+
+    def step(n: int) -> None:
+        nonlocal done, last
+        done += n
+        if time.monotonic() - last > 5 or done == total:
+            last = time.monotonic()
+            print(f"generate: clip {min(done // steps + 1, clips)}/{clips}, step {done}/{total}", file=sys.stderr)
+
+    yield step

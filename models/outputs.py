@@ -1,0 +1,67 @@
+"""The folder that `syncflow generate` fills: file names, clips, and the manifest that lists them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syncflow.errors import UserError
+from syncflow.media import write_mp4, write_wav
+
+if TYPE_CHECKING:
+    from syncflow.models.pipeline import Generated
+
+MANIFEST = "manifest.jsonl"
+
+
+def slug(prompt: str, length: int = 48) -> str:
+    """A file name of a prompt: its ASCII letters and digits; a hash tells apart what that would make equal."""
+    text = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    if len(text) <= length and re.fullmatch(r"[A-Za-z0-9 ,.'-]+", prompt):
+        return text or hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    short = text[:length].rstrip("-")
+    return f"{short}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def write_clip(path: Path, clip: Generated, formats: Sequence[str]) -> None:
+    """The clip as `path` with each ending of `formats`."""
+    for kind in formats:
+        target = path.with_suffix(f".{kind}")
+        if kind == "mp4":
+            write_mp4(target, clip.frames, clip.fps, clip.waveform, clip.sample_rate)
+        elif kind == "wav":
+            write_wav(target, clip.waveform, clip.sample_rate)
+        else:
+            _write_gif(target, clip)
+
+
+def _write_gif(path: Path, clip: Generated) -> None:
+    from PIL import Image
+
+    frames = [Image.fromarray(frame) for frame in clip.frames]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=float(1000 / clip.fps), loop=0)
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a folder's manifest by uri."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {row["uri"]: row for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest of this command ({error}); choose another -o folder") from error
+
+
+def write_manifest(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """Atomic; rows of files that are no longer there are left out."""
+    staging = folder / f".{MANIFEST}.{os.getpid()}"
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values() if (folder / row["uri"]).is_file()]
+    staging.write_text("".join(lines), encoding="utf-8")
+    os.replace(staging, folder / MANIFEST)

@@ -1,0 +1,306 @@
+"""Prompts (and a silent video, if there is one) -> frames and sound.
+
+Every clip is drawn from its own generator and, unless a larger batch is asked for, computed alone: the same
+prompt and seed give the same bytes whatever else is made beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from syncflow.clock import LatentGrid, Span
+from syncflow.errors import UserError
+from syncflow.media import decode_span, probe
+from syncflow.models.autoencoders import AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
+from syncflow.models.checkpoints import ModelCard, load_model, save_model
+from syncflow.models.d_dit import DualDiT
+from syncflow.models.generation import Setting, Shown, generate_joint, generate_sound, make_setting
+from syncflow.models.guidance import Guidance
+from syncflow.models.latents import denormalise, normalise
+from syncflow.models.prompts import check_prompt
+from syncflow.models.sampler import SOLVERS, time_grid
+from syncflow.models.shapes import Shape, check_shape, choose_shape
+from syncflow.models.text import load_text_encoder
+
+log = logging.getLogger("syncflow")
+
+
+@dataclass
+class Generated:
+    """One clip."""
+
+    frames: np.ndarray  # (T, H, W, 3) uint8
+    fps: Fraction
+    waveform: np.ndarray  # (L,) float32, mono, in [-1, 1]
+    sample_rate: int
+    prompt: str
+    seed: int
+
+
+class SyncFlowPipeline:
+    """A model with its encoders; call it with prompts."""
+
+    def __init__(
+        self, model: DualDiT, card: ModelCard, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.card = card
+        self.device, self.dtype = torch.device(device), dtype
+        self.model = model.to(self.device, dtype).eval()
+        self.video_autoencoder = load_video_autoencoder(card.video_autoencoder, self.device)
+        self.audio_autoencoder = load_audio_autoencoder(card.audio_autoencoder, self.device)
+        self.text_encoder = load_text_encoder(card.text_encoder, self.device)
+        self._check_channels()
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> SyncFlowPipeline:
+        """The pipeline of a model directory.
+
+        Raises:
+            UserError: the directory or one of its encoders cannot be read.
+        """
+        folder = Path(folder)
+        model, card = load_model(folder)
+        card = card.model_copy(
+            update={
+                name: getattr(card, name).located(folder)
+                for name in ("video_autoencoder", "audio_autoencoder", "text_encoder")
+            }
+        )
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model, card, device, dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a model directory that holds copies of its autoencoders, so that it can be moved."""
+        folder = Path(folder)
+        specs: dict[str, AutoencoderSpec] = {}
+        for name in ("video_autoencoder", "audio_autoencoder"):
+            spec: AutoencoderSpec = getattr(self.card, name)
+            source = Path(spec.path)
+            if source.is_dir() and source.resolve() != (folder / name).resolve():
+                shutil.copytree(source, folder / name, dirs_exist_ok=True)
+            specs[name] = spec.model_copy(update={"path": name}) if source.is_dir() else spec
+        save_model(folder, self.model.state_dict(), self.card.model_copy(update=specs))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seed: int = 0,
+        num_videos: int = 1,
+        size: tuple[int, int] | None = None,
+        duration_s: float | Fraction | None = None,
+        fps: Fraction | int | str | None = None,
+        steps: int = 30,
+        solver: str = "euler",
+        guidance: Guidance | float | None = None,
+        video: str | Path | np.ndarray | None = None,
+        shown: Shown = "clean",
+        batch_size: int = 1,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> list[Generated]:
+        """Clips of each prompt with seeds seed, seed + 1, …, in order.
+
+        Args:
+            size: (width, height) in pixels; default: what the model was trained at.
+            duration_s, fps: default: what the model was trained at; for a given video, its own length.
+            guidance: 1 follows the caption as learned, more exaggerates it; default: the card's.
+            video: a file, or frames (T, H, W, 3) uint8 at `fps`, whose sound is wanted.
+            shown: how the given video is shown to the model (see generation.py).
+            batch_size: clips computed together; above 1, bits may depend on what is beside a clip.
+            on_step: called with steps done and steps in all.
+        Raises:
+            UserError: a prompt, size, duration or video that cannot be used.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts or num_videos < 1 or batch_size < 1:
+            raise UserError("give at least one prompt, and num_videos and batch_size of at least 1")
+        jobs = [(prompt, seed + k) for prompt in prompts for k in range(num_videos)]
+        # The sounds of one video share the work of seeing it.
+        together = num_videos if video is not None else batch_size
+        calls = [jobs[i : i + together] for i in range(0, len(jobs), together)]
+        total, done = steps * len(calls), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            if on_step is not None:
+                on_step(done, total)
+
+        return [
+            clip
+            for call in calls
+            for clip in self.make(
+                call, size=size, duration_s=duration_s, fps=fps, steps=steps, solver=solver, guidance=guidance,
+                video=video, shown=shown, on_step=step,
+            )
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def make(
+        self,
+        jobs: Sequence[tuple[str, int]],
+        *,
+        size: tuple[int, int] | None = None,
+        duration_s: float | Fraction | None = None,
+        fps: Fraction | int | str | None = None,
+        steps: int = 30,
+        solver: str = "euler",
+        guidance: Guidance | float | None = None,
+        video: str | Path | np.ndarray | None = None,
+        shown: Shown = "clean",
+        on_step: Callable[[], None] | None = None,
+    ) -> list[Generated]:
+        """Clips of (prompt, seed) pairs, computed together; see `__call__`. With a video, of one prompt."""
+        for prompt, _ in jobs:
+            check_prompt(prompt)
+        if solver not in SOLVERS:
+            raise UserError(f"no solver {solver!r}; known: {', '.join(SOLVERS)}")
+        if steps < 1:
+            raise UserError(f"steps must be at least 1, got {steps}")
+        guidance = self.card.guidance if guidance is None else guidance
+        if not isinstance(guidance, Guidance):
+            guidance = Guidance(video=guidance, audio=guidance)
+        shape = self.check(size=size, duration_s=duration_s, fps=fps, video=video)
+        noise = self._noise(shape, [seed for _, seed in jobs])
+        times = time_grid(steps)
+
+        def step(_: int) -> None:
+            if on_step is not None:
+                on_step()
+
+        try:
+            if video is None:
+                setting = self._setting([prompt for prompt, _ in jobs], shape)
+                latents, sound = generate_joint(
+                    self.model, setting, noise, times, guidance=guidance, solver=solver, on_step=step
+                )
+                pictures = [self._decode_video(z[None], shape) for z in latents]
+            else:
+                frames = self._frames(video, shape)
+                setting = self._setting([jobs[0][0]], shape)
+                sound = generate_sound(
+                    self.model, setting, self._encode_video(frames), (noise[0][:1], noise[1]), times,
+                    guidance=guidance, solver=solver, shown=shown, on_step=step,
+                    fresh=torch.Generator().manual_seed(jobs[0][1]),
+                )  # fmt: skip
+                pictures = [frames] * len(jobs)
+        except FloatingPointError:
+            raise UserError(
+                "the model's output is NaN or infinite: its weights are damaged or its training diverged; "
+                "use another checkpoint"
+            ) from None
+        return [
+            Generated(pictures[k], shape.fps, self._decode_audio(z[None], shape), self.card.sample_rate, *jobs[k])
+            for k, z in enumerate(sound)
+        ]
+
+    def check(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        duration_s: float | Fraction | None = None,
+        fps: Fraction | int | str | None = None,
+        video: str | Path | np.ndarray | None = None,
+    ) -> Shape:
+        """The shape that would be made.
+
+        Raises:
+            UserError: this model cannot make it, and why.
+        """
+        card = self.card
+        given = None if video is None else _length_s(video, card.fps if fps is None else Fraction(fps))
+        shape = choose_shape(card, size, duration_s, fps, given)
+        if isinstance(video, np.ndarray):
+            shape = replace(shape, height=video.shape[1], width=video.shape[2])
+        latent = self.video_autoencoder.latent_shape(shape.num_frames, shape.height, shape.width)
+        check_shape(shape, self.video_autoencoder.spatial_multiple, latent, card.model.video.patch_size)
+        return shape
+
+    def _frames(self, video: str | Path | np.ndarray, shape: Shape) -> np.ndarray:
+        """(T, H, W, 3) uint8 of a given video."""
+        if isinstance(video, np.ndarray):
+            return video[: shape.num_frames]
+        span = Span(Fraction(0), shape.num_frames / shape.fps)
+        return decode_span(video, span, fps=shape.fps, size=(shape.width, shape.height), sample_rate=None).frames
+
+    def _check_channels(self) -> None:
+        model = self.card.model
+        for what, wanted, found in (
+            ("video_autoencoder", model.video.in_channels, self.video_autoencoder.identity.channels),
+            ("audio_autoencoder", model.audio.in_channels, self.audio_autoencoder.identity.channels),
+            ("text_encoder", model.video.caption_channels, self.text_encoder.width),
+        ):
+            if wanted != found:
+                raise UserError(f"{what} has {found} channels where this model was trained with {wanted}")
+
+    def _encode_prompt(self, prompt: str) -> Tensor:
+        states = self.text_encoder.encode([prompt])[0]
+        limit = min(self.card.model.video.model_max_length, self.card.text_encoder.max_tokens)
+        if len(states) >= limit:
+            log.warning("prompt %r is cut at %d tokens", prompt[:40] + "…", limit)
+        return states[:limit].to(self.device, self.dtype)
+
+    def _setting(self, prompts: Sequence[str], shape: Shape) -> Setting:
+        texts = [self._encode_prompt(prompt) for prompt in prompts]
+        b = len(texts)
+        audio_grid = self.audio_autoencoder.grid(shape.num_samples)
+        return make_setting(
+            self.model, texts,
+            self._time(self.video_autoencoder.grid(shape.num_frames, shape.fps), b), self._time(audio_grid, b),
+            torch.full((b,), float(shape.fps), device=self.device),
+            torch.tensor([[float(shape.height), float(shape.width)]] * b, device=self.device),
+        )  # fmt: skip
+
+    def _time(self, grid: LatentGrid, b: int) -> Tensor:
+        return torch.from_numpy(grid.array()).to(self.device).expand(b, -1, -1)
+
+    def _noise(self, shape: Shape, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Standard normal latents, each clip's from a generator of its own on the CPU."""
+        video_shape = self.video_autoencoder.latent_shape(shape.num_frames, shape.height, shape.width)
+        audio_shape = self.audio_autoencoder.latent_shape(shape.num_samples)
+        video, audio = [], []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            audio.append(torch.randn(audio_shape, generator=generator))
+            video.append(torch.randn(video_shape, generator=generator))
+        return torch.stack(video).to(self.device), torch.stack(audio).to(self.device)
+
+    def _encode_video(self, frames: np.ndarray) -> Tensor:
+        """(T, H, W, 3) uint8 -> (1, C, T_v, H', W') normalised latents."""
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(3, 0, 1, 2)[None]
+        return normalise(self.video_autoencoder.encode(pixels / 127.5 - 1).mean.float(), self.card.video_stats)
+
+    def _decode_video(self, latents: Tensor, shape: Shape) -> np.ndarray:
+        pixels = self.video_autoencoder.decode(denormalise(latents, self.card.video_stats), shape.num_frames)
+        pixels = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return pixels.permute(1, 2, 3, 0).cpu().numpy()  # (T, H, W, 3)
+
+    def _decode_audio(self, latents: Tensor, shape: Shape) -> np.ndarray:
+        waveform = self.audio_autoencoder.decode(denormalise(latents, self.card.audio_stats), shape.num_samples)
+        return waveform[0].float().clamp(-1, 1).cpu().numpy()
+
+
+def _length_s(video: str | Path | np.ndarray, fps: Fraction) -> Fraction:
+    """Seconds of a given video.
+
+    Raises:
+        UserError: it has no frames.
+    """
+    if not isinstance(video, np.ndarray):
+        return probe(video).duration_s
+    if video.ndim != 4 or video.shape[-1] != 3 or len(video) == 0:
+        raise UserError(f"a video must be (frames, height, width, 3) with at least one frame, got {video.shape}")
+    return len(video) / fps
