@@ -162,7 +162,7 @@ def write_prompts(config: DemoConfig, out: Path) -> None:
 
     rows = [json.loads(line) for line in (out / "reference" / "manifest.jsonl").read_text().splitlines()]
     captions = list(dict.fromkeys(row["caption"] for row in rows))[: config.generate]
-    prompts: list[dict[str, str]] = [{"prompt": caption} for caption in captions]
+    prompts: list[dict[str, object]] = [{"prompt": caption} for caption in captions]
     (out / "silent").mkdir(exist_ok=True)
     for row in rows[: max(1, config.generate // 2)]:
         info = probe(out / "reference" / row["uri"])
@@ -170,7 +170,8 @@ def write_prompts(config: DemoConfig, out: Path) -> None:
         clip = decode_span(info, Span(Fraction(0), info.duration_s), fps=info.rate, size=None, sample_rate=None)
         silent = out / "silent" / Path(row["uri"]).name
         write_mp4(silent, clip.frames, info.rate, None, None)
-        prompts.append({"prompt": row["caption"], "video": str(silent)})
+        known = {"events_s": row["events_s"]} if "events_s" in row else {}
+        prompts.append({"prompt": row["caption"], "video": str(silent), **known})
     (out / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     (out / "size.txt").write_text(captions[0].replace("\n", " ") + "\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import html
+import io
 import json
 import os
 from collections import defaultdict
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from syncflow.infra.demo import DemoConfig
 
 STAGES = ("1_video", "2_audio", "3_joint")
+TASKS = {"text_to_av": "text → video + sound", "video_to_audio": "silent video → sound"}
 
 
 def write_report(config: DemoConfig, out: Path) -> Path:
@@ -34,8 +35,9 @@ def write_report(config: DemoConfig, out: Path) -> Path:
         rejects=_rows(out / "dataset" / "rejects.jsonl")[:50],
         reference=[_clip(out / "reference", row) for row in _rows(out / "reference" / "manifest.jsonl")][:8],
         generated=generated,
+        tasks=TASKS,
         curves=[(stage, curves(out / "train" / stage / "spool.jsonl")) for stage in STAGES],
-        metrics=_metrics(out / "evaluation" / "metrics.json"),
+        metrics=table(out / "evaluation" / "metrics.json"),
         steps=[(path.stem, json.loads(path.read_text())["seconds"]) for path in _by_time(out / "steps")],
         database=str(out / "mlflow.db"),
     )
@@ -64,12 +66,7 @@ def _clip(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 
 def curves(spool: Path) -> str:
     """Losses over steps of one stage, as inline SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import io
-
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in _rows(spool):
@@ -79,7 +76,8 @@ def curves(spool: Path) -> str:
                     series[name].append((line["step"], value))
     if not series:
         raise UserError(f"{spool} has no losses; delete its folder and run the demo again")
-    figure, axes = pyplot.subplots(figsize=(4.2, 2.6))
+    figure = Figure(figsize=(4.2, 2.6), layout="tight")
+    axes = figure.subplots()
     for name in sorted(series):
         step, value = zip(*series[name], strict=True)
         axes.plot(step, value, linewidth=1.2, label=name)
@@ -87,14 +85,26 @@ def curves(spool: Path) -> str:
     axes.set_ylabel("loss")
     axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
-    pyplot.close(figure)
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 
 
-def _metrics(path: Path) -> str:
-    """The evaluation's numbers as they stand in its JSON."""
-    return html.escape(path.read_text())
+def table(path: Path) -> dict[str, Any]:
+    """The evaluation's numbers as a table: a row per set of clips, a column per metric."""
+    sets = json.loads(path.read_text())["sets"]
+    names = list(dict.fromkeys(name for one in sets for name in one["metrics"]))
+    rows = [{"name": one["name"], "cells": [_cell(one["metrics"].get(name)) for name in names]} for one in sets]
+    return {"names": [name.replace("_", " ") for name in names], "sets": rows}
+
+
+def _cell(metric: dict[str, Any] | None) -> str:
+    if metric is None:
+        return ""
+    if metric.get("not_computed"):
+        return f"not computed: {metric['not_computed']}"
+    text = f"{metric['value']:.3g} {metric.get('unit', '')}".strip()
+    if metric.get("low") is not None:
+        text += f" ({metric['low']:.3g} to {metric['high']:.3g})"
+    return text
