@@ -8,6 +8,7 @@ PyAV probes (no ffprobe is needed), an ffmpeg process with a time limit decodes 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -31,9 +32,9 @@ Fit = Literal["crop", "pad", "stretch"]
 
 _SEEK_AFTER_S = 4
 """A seek is worth it from this start on."""
-_SEEK_EARLY_S = 2
-"""How far before the span reading begins after a seek: sound may lie behind its picture in the file, and
-sound decoders need some packets before their output is right."""
+_SEEK_EARLY_S = 1
+"""How far before the span reading begins at least, after a seek: sound may lie ahead of its picture in the file,
+and sound decoders need some packets before their output is right."""
 _TIE_US = 1000
 """Of two equally near pictures the earlier is taken, also where a container rounds timestamps to 1 ms."""
 _SQUARE = Fraction(1, 100)
@@ -73,6 +74,8 @@ class AudioInfo:
     codec: str
     start_s: Fraction
     duration_s: Fraction
+    late_s: Fraction = Fraction(0)
+    """By how much the container's timestamps of this stream come out late; already taken off `start_s`."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ def _probe(path: str, container: Any) -> MediaInfo:
         width, height = height, width
     info = None
     if audio is not None and sound is not None:
-        start_s = sound.pts * sound.time_base
+        late_s = _rounded_skip(audio)
+        start_s = sound.pts * sound.time_base - late_s
         info = AudioInfo(
             index=audio.index,
             sample_rate=audio.codec_context.sample_rate or sound.sample_rate,
@@ -187,6 +191,7 @@ def _probe(path: str, container: Any) -> MediaInfo:
             codec=audio.codec_context.name,
             start_s=start_s - zero_s,
             duration_s=max(Fraction(0), ends.get(audio.index, start_s) - start_s),
+            late_s=late_s,
         )
     return MediaInfo(
         path=path,
@@ -195,15 +200,31 @@ def _probe(path: str, container: Any) -> MediaInfo:
         width=width,
         height=height,
         rotation=rotation,
-        rate=video.average_rate or video.guessed_rate or None,
+        rate=_rate(video),
         video_codec=video.codec_context.name,
         video_index=video.index,
         audio=info,
     )
 
 
+def _rate(video: Any) -> Fraction | None:
+    """The stated frame rate, unless it is only the tick of a clock."""
+    rate = video.average_rate or video.guessed_rate
+    return Fraction(rate) if rate and rate <= 1000 else None
+
+
 def _frame_s(video: Any) -> Fraction:
-    return 1 / Fraction(video.average_rate) if video.average_rate else Fraction(1, 25)
+    return 1 / (_rate(video) or Fraction(25))
+
+
+def _rounded_skip(audio: Any) -> Fraction:
+    """Opus skips its first samples (6.5 ms, by bytes 10 and 11 of its header); where the container counts whole
+    milliseconds, libavformat skips 7 ms of timestamps for them, and all sound comes out 0.5 ms late."""
+    header = audio.codec_context.extradata or b""
+    if audio.codec_context.name not in ("opus", "libopus") or audio.time_base != Fraction(1, 1000) or len(header) < 12:
+        return Fraction(0)
+    skipped_ms = Fraction(int.from_bytes(header[10:12], "little"), 48)
+    return (Fraction(math.floor(skipped_ms + Fraction(1, 2))) - skipped_ms) / 1000
 
 
 def _first_frames(container: Any, streams: Sequence[Any], want_sound: bool) -> tuple[Any, Any]:
@@ -281,7 +302,7 @@ def decode_span(
 ) -> Clip:
     """The pictures and the sound of `span`, both cut by the same start time.
 
-    For each tick the nearest picture in time is taken, but none more than half a tick before it is due.
+    For each tick the nearest picture in time is taken, but none long before it is shown (see `_pictures`).
 
     Args:
         size: (width, height); None keeps the size as shown.
@@ -302,8 +323,9 @@ def decode_span(
     num_samples = ticks_in(span.duration_s, Fraction(sample_rate)) if sample_rate else 0
 
     with tempfile.TemporaryFile() as sound_file:
+        file = _input(info, span)
         outputs = [
-            _pictures(info, span, fps, (width, height), fit).output(
+            _pictures(file, info, span, fps, (width, height), fit).output(
                 "pipe:1",
                 f="rawvideo",
                 pix_fmt="rgb24",
@@ -313,7 +335,7 @@ def decode_span(
         ]
         if sample_rate:
             outputs.append(
-                _sound(info, span, sample_rate, num_samples).output(f"pipe:{sound_file.fileno()}", f="f32le")
+                _sound(file, info, span, sample_rate, num_samples).output(f"pipe:{sound_file.fileno()}", f="f32le")
             )
         arguments = ffmpeg.compile(ffmpeg.merge_outputs(*outputs) if len(outputs) > 1 else outputs[0], cmd=[])
         arguments = [f"file:{info.path}" if word == _FILE else word for word in arguments]
@@ -341,22 +363,54 @@ def decode_span(
     return Clip(span, fps, frames, valid_frames, sample_rate or 0, waveform, valid_samples, errors)
 
 
-def _source(info: MediaInfo, span: Span) -> Any:
+def _input(info: MediaInfo, span: Span) -> Any:
+    """The file, by its own timestamps, read from a keyframe before the span where it begins late enough."""
     options: dict[str, Any] = {"copyts": None, "protocol_whitelist": "file,pipe"}
-    if span.start_s > _SEEK_AFTER_S:
-        seek_s = info.zero_s + span.start_s - _SEEK_EARLY_S
-        options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{float(seek_s):.6f}"}
+    keyframe_s = _keyframe_before(info, span.start_s) if span.start_s > _SEEK_AFTER_S else None
+    if keyframe_s is not None:
+        options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{float(keyframe_s) + 0.001:.6f}"}
     return ffmpeg.input(_FILE, **options)
 
 
-def _pictures(info: MediaInfo, span: Span, fps: Fraction, size: tuple[int, int], fit: Fit) -> Any:
-    """The filters of the video stream. A frame is due half the distance to the one before it, or half a tick,
-    ahead of its own time; `fps` then shows at each tick the last frame that is due."""
+def _keyframe_before(info: MediaInfo, start_s: Fraction) -> Fraction | None:
+    """Container time at which a seek lands on a keyframe well before `start_s`; None to read from the start.
+
+    Verified by looking: containers without an index (ts) otherwise land between keyframes, and what decodes
+    from there begins too late.
+    """
+    latest_s = info.zero_s + start_s - _SEEK_EARLY_S
+    with (
+        contextlib.suppress(av.FFmpegError, OSError),
+        av.open(f"file:{info.path}", options={"protocol_whitelist": "file"}) as container,
+    ):
+        video: Any = container.streams[info.video_index]
+        for back_s in (0, 2, 8, 30, 120):
+            if latest_s - back_s <= info.zero_s:
+                return None
+            container.seek(math.floor((latest_s - back_s) * av.time_base))
+            for packet in _packets(container, [video]):
+                if packet.pts is None or packet.dts is None:
+                    continue
+                if packet.pts * packet.time_base > latest_s:
+                    break
+                if packet.is_keyframe and container.format.name != "mpegts":
+                    return packet.pts * packet.time_base
+                if packet.is_keyframe:
+                    # Without an index a seek looks for decoding times, and ffmpeg goes 3/23 s further back where
+                    # there are B-frames.
+                    return packet.dts * packet.time_base + bool(video.codec_context.has_b_frames) * Fraction(3, 23)
+    return None
+
+
+def _pictures(file: Any, info: MediaInfo, span: Span, fps: Fraction, size: tuple[int, int], fit: Fit) -> Any:
+    """The filters of the video stream. A frame is due halfway between the one before it and its own time, so that
+    `fps`, which shows at each tick the last frame that is due, shows the nearest. After a pause of the picture
+    (variable frame rate) it is due at most half a tick or half a nominal frame ahead: a pause is really seen."""
     start_us = round((info.zero_s + span.start_s) * 1_000_000)
-    half_tick_us = 500_000 / float(fps)
-    early = f"if(isnan(PREV_INPTS),0,max(0,min({half_tick_us:.3f},(PTS-PREV_INPTS)/2)-{_TIE_US}))"
+    most_us = 500_000 / float(min(fps, info.rate or fps)) * 1.02
+    early = f"if(isnan(PREV_INPTS),0,max(0,min({most_us:.3f},(PTS-PREV_INPTS)/2)-{_TIE_US}))"
     stream = (
-        _source(info, span)[str(info.video_index)]
+        file[str(info.video_index)]
         .filter("settb", "1/1000000")
         .filter("setpts", f"PTS-{start_us}-{early}")
         .filter("fps", fps=f"{fps.numerator}/{fps.denominator}", round="up", start_time=0)
@@ -374,12 +428,12 @@ def _pictures(info: MediaInfo, span: Span, fps: Fraction, size: tuple[int, int],
     return stream.filter("pad", width, height, left, top).filter("setsar", 1)
 
 
-def _sound(info: MediaInfo, span: Span, sample_rate: int, num_samples: int) -> Any:
+def _sound(file: Any, info: MediaInfo, span: Span, sample_rate: int, num_samples: int) -> Any:
     """The filters of the sound stream: placed by its timestamps, gaps above 20 ms filled, mixed to mono."""
     assert info.audio is not None
-    start_s = info.zero_s + span.start_s
+    start_s = info.zero_s + span.start_s + info.audio.late_s
     return (
-        _source(info, span)[str(info.audio.index)]
+        file[str(info.audio.index)]
         .filter("asettb", f"1/{info.audio.sample_rate}")
         .filter("asetpts", f"PTS-{round(start_s * info.audio.sample_rate)}")
         .filter(
