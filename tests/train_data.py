@@ -1,0 +1,149 @@
+"""Small data sets for the tests of training, written by hand in the layout of syncflow/samples.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from syncflow.clock import uniform_grid
+from syncflow.samples import (
+    Bucket,
+    ChannelStats,
+    ClipRecord,
+    DatasetCard,
+    EncoderIdentity,
+    IndexedSample,
+    Member,
+    ShardMarker,
+    StoredSample,
+    pack,
+)
+
+FPS, RATE = Fraction(16), 16000
+
+
+def write_dataset(
+    folder: Path,
+    clips: int = 24,
+    per_shard: int = 6,
+    *,
+    frames: int = 8,
+    side: int = 8,
+    buckets: int = 1,
+    seed: int = 0,
+    video_sha: str = "aa",
+) -> Path:
+    """`clips` clips per bucket of learnable latents (a blob that moves, audio that follows it)."""
+    generator = torch.Generator().manual_seed(seed)
+    cards = []
+    for b in range(buckets):
+        n_frames, name = frames + 2 * b, f"b{b}"
+        samples = [_sample(f"s{seed}-{name}-{i:04d}", n_frames, side, generator) for i in range(clips)]
+        for s in range(0, clips, per_shard):
+            _write_shard(folder / name, name, s // per_shard, samples[s : s + per_shard])
+        cards.append(
+            Bucket(
+                name=name,
+                width=8 * side,
+                height=8 * side,
+                num_frames=n_frames,
+                video_shape=(4, n_frames, side, side),
+                audio_shape=(8, n_frames * 40 // 16),
+                samples=clips,
+            )
+        )
+    card = DatasetCard(
+        created_by="test",
+        video_autoencoder=EncoderIdentity(kind="image", path="nowhere/video", sha256=video_sha, channels=4),
+        audio_autoencoder=EncoderIdentity(kind="oobleck", path="nowhere/audio", sha256="bb", channels=8),
+        text_encoder=EncoderIdentity(kind="minilm", path="package:x/y", sha256="cc", channels=384),
+        fps=FPS,
+        sample_rate=RATE,
+        dtype="float16",
+        buckets=cards,
+        read=clips * buckets,
+        kept=clips * buckets,
+        rejected={},
+        hours=0.1,
+        video_stats=ChannelStats(mean=[0.1] * 4, std=[0.9] * 4),
+        audio_stats=ChannelStats(mean=[0.0] * 8, std=[1.1] * 8),
+    )
+    (folder / "dataset.json").write_text(card.model_dump_json())
+    return folder
+
+
+def _sample(clip_id: str, frames: int, side: int, generator: torch.Generator) -> StoredSample:
+    phase = float(torch.rand((), generator=generator)) * 6.28
+    time_s = torch.arange(frames) / float(FPS)
+    row = (torch.sin(6.28 * time_s + phase) * 0.5 + 0.5) * (side - 1)
+    grid = torch.arange(side).float()
+    blob = torch.exp(-((grid[None] - row[:, None]) ** 2))  # (T_v, H)
+    video = blob[None, :, :, None].expand(4, frames, side, side).contiguous()
+    n_audio = frames * 40 // 16
+    audio = torch.sin(6.28 * torch.arange(n_audio) / 40 + phase).expand(8, n_audio).contiguous()
+    record = ClipRecord(
+        id=clip_id,
+        source=f"{clip_id}.mp4",
+        start_s=Fraction(0),
+        end_s=Fraction(frames) / FPS,
+        fps=FPS,
+        width=8 * side,
+        height=8 * side,
+        num_frames=frames,
+        valid_frames=frames,
+        sample_rate=RATE,
+        num_samples=frames * 1000,
+        valid_samples=(0, frames * 1000),
+        caption=f"a ball bounces, {clip_id}",
+    )
+    tensors = {
+        "video_mean": video.half(),
+        "video_std": torch.full_like(video, 0.05).half(),
+        "audio_mean": audio.half(),
+        "audio_std": torch.full_like(audio, 0.05).half(),
+        "text": torch.randn(5 + int(phase * 2), 384, generator=generator).half(),
+        "video_time_s": torch.from_numpy(uniform_grid(frames, 1, FPS).array()),
+        "audio_time_s": torch.from_numpy(uniform_grid(frames * 1000, 400, Fraction(RATE)).array()),
+    }
+    return StoredSample(record, tensors)
+
+
+def _write_shard(folder: Path, bucket: str, number: int, samples: list[StoredSample]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"shard-{number:06d}-{'%08x' % number}.tar"
+    payloads: list[tuple[str, str, bytes]] = []
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            for extension, data in pack(sample).items():
+                info = tarfile.TarInfo(f"{sample.record.id}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+                payloads.append((sample.record.id, extension, data))
+    with tarfile.open(path) as tar:
+        offsets = {member.name: member.offset_data for member in tar}
+    index: dict[str, dict[str, Member]] = {}
+    for clip_id, extension, data in payloads:
+        member = Member(offset=offsets[f"{clip_id}.{extension}"], size=len(data), crc32=zlib.crc32(data))
+        index.setdefault(clip_id, {})[extension] = member
+    marker = ShardMarker(
+        shard=f"{number:06d}",
+        bucket=bucket,
+        tar=path.name,
+        fingerprint="test",
+        samples=[IndexedSample(id=clip_id, members=members) for clip_id, members in index.items()],
+        rejects=[],
+    )
+    (folder / f"shard-{number:06d}.json").write_text(marker.model_dump_json())
+
+
+def read_spool(output: Path, metric: str) -> dict[int, float]:
+    """A metric by step, from the tracker's spool."""
+    lines = [json.loads(line) for line in (output / "spool.jsonl").read_text().splitlines()]
+    rows = [(line["step"], line["values"]) for line in lines if line["kind"] == "metrics"]
+    return {step: values[metric] for step, values in rows if metric in values}
