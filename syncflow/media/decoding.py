@@ -1,0 +1,205 @@
+"""A span of a source, both streams by presentation time, on a constant frame rate and a sample rate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import ffmpeg
+import numpy as np
+
+from syncflow.clock import Span, ticks_in
+from syncflow.media.probing import MediaInfo, open_container, packets_of, probe
+from syncflow.media.process import FILE, MediaError, run
+
+Fit = Literal["crop", "pad", "stretch"]
+
+_SEEK_AFTER_S = 4
+"""A seek is worth it from this start on."""
+_SEEK_EARLY_S = 1
+"""How far before the span reading begins at least, after a seek: sound may lie ahead of its picture in the file,
+and sound decoders need some packets before their output is right."""
+_TIE_US = 1000
+"""Of two equally near pictures the earlier is taken, also where a container rounds timestamps to 1 ms."""
+
+
+@dataclass
+class Clip:
+    """A span of a source on a constant frame rate and a sample rate."""
+
+    span: Span
+    fps: Fraction
+    frames: np.ndarray
+    """(T, H, W, 3) uint8; T = ticks_in(duration, fps), frame k is the picture at start + k / fps."""
+    valid_frames: int
+    """Frames the source has; those after it repeat the last."""
+    sample_rate: int
+    waveform: np.ndarray
+    """(L,) float32 mono; L = ticks_in(duration, sample_rate)."""
+    valid_samples: tuple[int, int]
+    """[first, end) samples the source has; the rest is silence."""
+    decode_errors: tuple[str, ...]
+    """What the decoder complained of; empty for a clean span."""
+
+
+def decode_span(
+    source: str | Path | MediaInfo,
+    span: Span,
+    *,
+    fps: Fraction,
+    size: tuple[int, int] | None,
+    sample_rate: int | None,
+    fit: Fit = "crop",
+    timeout_s: float = 120,
+    threads: int = 0,
+) -> Clip:
+    """The pictures and the sound of `span`, both cut by the same start time.
+
+    For each tick the nearest picture in time is taken, but none long before it is shown (see `_pictures`).
+
+    Args:
+        size: (width, height); None keeps the size as shown.
+        sample_rate: in Hz; None leaves the sound out (L = 0).
+        fit: how another aspect ratio is brought to `size`: crop the centre, pad with black, or stretch.
+        threads: decoder threads; 0 lets ffmpeg choose.
+
+    Raises:
+        MediaError: what `probe` raises; no_audio, too_short (nothing in the span), decode_errors, timeout.
+    """
+    info = source if isinstance(source, MediaInfo) else probe(source)
+    if span.start_s < 0:
+        raise ValueError(f"a span starts at or after zero, got {span}")
+    if sample_rate is not None and info.audio is None:
+        raise MediaError("no_audio", info.path, "has no sound")
+    width, height = size or (info.width, info.height)
+    num_frames = ticks_in(span.duration_s, fps)
+    num_samples = ticks_in(span.duration_s, Fraction(sample_rate)) if sample_rate else 0
+
+    with tempfile.TemporaryFile() as sound_file:
+        file = _input(info, span)
+        outputs = [
+            _pictures(file, info, span, fps, (width, height), fit).output(
+                "pipe:1",
+                f="rawvideo",
+                pix_fmt="rgb24",
+                fps_mode="passthrough",
+                **{"frames:v": num_frames},
+            )
+        ]
+        if sample_rate:
+            outputs.append(
+                _sound(file, info, span, sample_rate, num_samples).output(f"pipe:{sound_file.fileno()}", f="f32le")
+            )
+        arguments = ffmpeg.compile(ffmpeg.merge_outputs(*outputs) if len(outputs) > 1 else outputs[0], cmd=[])
+        arguments = [f"file:{info.path}" if word == FILE else word for word in arguments]
+        if threads:
+            arguments = ["-threads", str(threads), *arguments]
+        pixels, errors = run(info.path, arguments, timeout_s, pass_fds=(sound_file.fileno(),))
+        sound_file.seek(0)
+        samples = np.frombuffer(sound_file.read(num_samples * 4), dtype=np.float32)
+
+    frame_bytes = width * height * 3
+    valid_frames = min(len(pixels) // frame_bytes, num_frames)
+    if not valid_frames:
+        if errors:
+            raise MediaError("decode_errors", info.path, f"{span} cannot be decoded: {errors[0]}")
+        raise MediaError("too_short", info.path, f"has no picture in {span}; it ends at {float(info.duration_s):.3f} s")
+    frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)  # (T, H, W, 3)
+    frames[:valid_frames] = np.frombuffer(pixels, np.uint8, valid_frames * frame_bytes).reshape(-1, height, width, 3)
+    frames[valid_frames:] = frames[valid_frames - 1]
+    waveform = np.zeros(num_samples, dtype=np.float32)  # (L,)
+    waveform[: len(samples)] = samples
+    valid_samples = (0, 0)
+    if sample_rate and info.audio is not None:
+        first = max(0, round((info.audio.start_s - span.start_s) * sample_rate))
+        valid_samples = (first, len(samples)) if first < len(samples) else (0, 0)
+    return Clip(span, fps, frames, valid_frames, sample_rate or 0, waveform, valid_samples, errors)
+
+
+def _input(info: MediaInfo, span: Span) -> Any:
+    """The file, by its own timestamps, read from a keyframe before the span where it begins late enough."""
+    options: dict[str, Any] = {"copyts": None, "protocol_whitelist": "file,pipe"}
+    keyframe_s = _keyframe_before(info, span.start_s) if span.start_s > _SEEK_AFTER_S else None
+    if keyframe_s is not None:
+        options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{float(keyframe_s) + 0.001:.6f}"}
+    return ffmpeg.input(FILE, **options)
+
+
+def _keyframe_before(info: MediaInfo, start_s: Fraction) -> Fraction | None:
+    """Container time at which a seek lands on a keyframe well before `start_s`; None to read from the start.
+
+    Verified by looking: containers without an index (ts) otherwise land between keyframes, and what decodes
+    from there begins too late.
+    """
+    latest_s = info.zero_s + start_s - _SEEK_EARLY_S
+    with (
+        contextlib.suppress(av.FFmpegError, OSError),
+        open_container(info.path) as container,
+    ):
+        video: Any = container.streams[info.video_index]
+        for back_s in (0, 2, 8, 30, 120):
+            if latest_s - back_s <= info.zero_s:
+                return None
+            container.seek(math.floor((latest_s - back_s) * av.time_base))
+            for packet in packets_of(container, [video]):
+                if packet.pts is None or packet.dts is None:
+                    continue
+                if packet.pts * packet.time_base > latest_s:
+                    break
+                if packet.is_keyframe and container.format.name != "mpegts":
+                    return packet.pts * packet.time_base
+                if packet.is_keyframe:
+                    # Without an index a seek looks for decoding times, and ffmpeg goes 3/23 s further back where
+                    # there are B-frames.
+                    return packet.dts * packet.time_base + bool(video.codec_context.has_b_frames) * Fraction(3, 23)
+    return None
+
+
+def _pictures(file: Any, info: MediaInfo, span: Span, fps: Fraction, size: tuple[int, int], fit: Fit) -> Any:
+    """The filters of the video stream. A frame is due halfway between the one before it and its own time, so that
+    `fps`, which shows at each tick the last frame that is due, shows the nearest. After a pause of the picture
+    (variable frame rate) it is due at most half a tick or half a nominal frame ahead: a pause is really seen."""
+    start_us = round((info.zero_s + span.start_s) * 1_000_000)
+    most_us = 500_000 / float(min(fps, info.rate or fps)) * 1.02
+    early = f"if(isnan(PREV_INPTS),0,max(0,min({most_us:.3f},(PTS-PREV_INPTS)/2)-{_TIE_US}))"
+    stream = (
+        file[str(info.video_index)]
+        .filter("settb", "1/1000000")
+        .filter("setpts", f"PTS-{start_us}-{early}")
+        .filter("fps", fps=f"{fps.numerator}/{fps.denominator}", round="up", start_time=0)
+    )
+    width, height = size
+    across, down = Fraction(width, info.width), Fraction(height, info.height)
+    if fit == "stretch" or across == down:
+        return stream.filter("scale", width, height, flags="bicubic").filter("setsar", 1)
+    factor = max(across, down) if fit == "crop" else min(across, down)
+    scaled_width, scaled_height = max(1, round(info.width * factor)), max(1, round(info.height * factor))
+    stream = stream.filter("scale", scaled_width, scaled_height, flags="bicubic").filter("format", "rgb24")
+    left, top = abs(scaled_width - width) // 2, abs(scaled_height - height) // 2
+    if fit == "crop":
+        return stream.filter("crop", width, height, left, top).filter("setsar", 1)
+    return stream.filter("pad", width, height, left, top).filter("setsar", 1)
+
+
+def _sound(file: Any, info: MediaInfo, span: Span, sample_rate: int, num_samples: int) -> Any:
+    """The filters of the sound stream: placed by its timestamps, gaps above 20 ms filled, mixed to mono."""
+    assert info.audio is not None
+    start_s = info.zero_s + span.start_s + info.audio.late_s
+    return (
+        file[str(info.audio.index)]
+        .filter("asettb", f"1/{info.audio.sample_rate}")
+        .filter("asetpts", f"PTS-{round(start_s * info.audio.sample_rate)}")
+        .filter(
+            "aresample",
+            sample_rate,
+            **{"async": 1, "first_pts": 0, "min_comp": 0.00001, "min_hard_comp": 0.02, "rematrix_maxval": 1},
+        )
+        .filter("aformat", sample_fmts="flt", channel_layouts="mono")
+        .filter("atrim", end_sample=num_samples)
+    )
