@@ -1,16 +1,20 @@
 """Image autoencoders (diffusers AutoencoderKL, AutoencoderTiny), frame by frame.
 
-z = (z' − shift) · scale, the normalisation that the model's configuration states (shift 0, scale 1 if none)
+A network of 3·f² input channels sees f × f pixels folded into channels, which spares it the costly full size.
+
+    z = (z' − shift) · scale, the normalisation that the model's configuration states (shift 0, scale 1 if none)
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from syncflow.clock import LatentGrid, uniform_grid
 from syncflow.models.autoencoders.diffusers_net import load_net
@@ -26,7 +30,8 @@ class ImageAutoencoder:
         self.identity = identity
         self.frames_at_once = frames_at_once
         self.channels = identity.channels
-        self.spatial_multiple = 2 ** (len(_block_widths(net.config)) - 1)
+        self.fold = fold_of(net)
+        self.spatial_multiple = self.fold * 2 ** (len(_block_widths(net.config)) - 1)
         self.shift = float(getattr(net.config, "shift_factor", None) or 0.0)
         self.scale = float(getattr(net.config, "scaling_factor", None) or 1.0)
 
@@ -37,7 +42,7 @@ class ImageAutoencoder:
         images = frames.transpose(1, 2).flatten(0, 1).to(self.net.dtype)  # (B·T, 3, H, W)
         means, stds = [], []
         for part in images.split(self.frames_at_once):
-            coded = self.net.encode(part)
+            coded = self.net.encode(pixel_unshuffle(part, self.fold))
             if hasattr(coded, "latent_dist"):
                 means.append(coded.latent_dist.mean)
                 stds.append(coded.latent_dist.std)
@@ -53,7 +58,7 @@ class ImageAutoencoder:
         if t != num_frames:
             raise ValueError(f"{t} latent frames cannot be {num_frames} frames: this autoencoder codes each alone")
         images = latents.transpose(1, 2).flatten(0, 1).to(self.net.dtype) / self.scale + self.shift  # (B·T, C, H', W')
-        decoded = [self.net.decode(part).sample for part in images.split(self.frames_at_once)]
+        decoded = [pixel_shuffle(self.net.decode(part).sample, self.fold) for part in images.split(self.frames_at_once)]
         return torch.cat(decoded).unflatten(0, (b, t)).transpose(1, 2)  # (B, 3, T, H, W)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -72,6 +77,11 @@ def load_image(
 
     net = load_net((AutoencoderKL, AutoencoderTiny), folder, device, dtype)
     return ImageAutoencoder(net, identity, frames_at_once)
+
+
+def fold_of(net: Any) -> int:
+    """f where the network's 3·f² input channels are f × f pixels of 3 colours."""
+    return math.isqrt(net.config.in_channels // 3)
 
 
 def _block_widths(config: Any) -> tuple[int, ...]:

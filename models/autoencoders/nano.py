@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,11 +10,16 @@ import torch
 from syncflow.config import Config
 
 
+INITIAL_STD = 0.05  # of the posterior
+
+
 class NanoVideoConfig(Config):
     """A small diffusers AutoencoderKL, frame by frame: 8 × 8 pixels become one latent position."""
 
-    block_out_channels: tuple[int, ...] = (16, 32, 64, 64)
-    """Channels at full size and after each halving; three halvings are 8 × 8."""
+    fold: int = 2
+    """fold × fold pixels are channels of the first layer; full-size layers would be most of the work."""
+    block_out_channels: tuple[int, ...] = (32, 32, 64)
+    """Channels after folding and after each halving; fold · 2^halvings pixels are one latent position."""
     layers_per_block: int = 1
     """Residual blocks at each size."""
     latent_channels: int = 4
@@ -27,7 +33,7 @@ class NanoAudioConfig(Config):
 
     sample_rate: int = 16000
     """Hz."""
-    downsampling_ratios: tuple[int, ...] = (4, 10, 10)
+    downsampling_ratios: tuple[int, ...] = (10, 10, 4)
     """Strides (even); their product is the hop: 400 samples at 16 kHz are 40 latents a second."""
     channel_multiples: tuple[int, ...] = (1, 2, 4)
     """Widths after each stride, times 2 · latent_channels in the encoder and `decoder_channels` in the decoder."""
@@ -45,7 +51,9 @@ def new_nano_video_autoencoder(seed: int, config: NanoVideoConfig | None = None)
     levels = len(config.block_out_channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoencoderKL(
+        net = AutoencoderKL(
+            in_channels=3 * config.fold**2,
+            out_channels=3 * config.fold**2,
             block_out_channels=config.block_out_channels,
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
@@ -54,6 +62,11 @@ def new_nano_video_autoencoder(seed: int, config: NanoVideoConfig | None = None)
             norm_num_groups=config.norm_num_groups,
             scaling_factor=1.0,
         )
+    # Moments are (mean, ln std²). From std 1 the first hundreds of steps go into learning to be heard above the noise.
+    with torch.no_grad():
+        net.quant_conv.weight[config.latent_channels :] = 0
+        net.quant_conv.bias[config.latent_channels :] = 2 * math.log(INITIAL_STD)
+    return net
 
 
 def new_nano_audio_autoencoder(seed: int, config: NanoAudioConfig | None = None) -> Any:
@@ -63,7 +76,7 @@ def new_nano_audio_autoencoder(seed: int, config: NanoAudioConfig | None = None)
     config = config or NanoAudioConfig()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoencoderOobleck(
+        net = AutoencoderOobleck(
             # diffusers takes the 2 · C moments from as many channels as the encoder's first layer has
             encoder_hidden_size=2 * config.latent_channels,
             downsampling_ratios=list(config.downsampling_ratios),
@@ -73,3 +86,7 @@ def new_nano_audio_autoencoder(seed: int, config: NanoAudioConfig | None = None)
             audio_channels=1,
             sampling_rate=config.sample_rate,
         )
+    with torch.no_grad():  # moments are (mean, s) with std = softplus(s) + 1e-4; the layer is weight-normed
+        net.encoder.conv2.weight_g[config.latent_channels :] = 1e-3
+        net.encoder.conv2.bias[config.latent_channels :] = math.log(math.expm1(INITIAL_STD))
+    return net
