@@ -18,7 +18,13 @@ from syncflow import config as configs
 from syncflow.config import Config, is_terminal
 from syncflow.errors import UserError
 from syncflow.media import write_mp4
-from syncflow.models.autoencoders import AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
+from syncflow.models.autoencoders import (
+    AudioAutoencoder,
+    AutoencoderSpec,
+    VideoAutoencoder,
+    load_audio_autoencoder,
+    load_video_autoencoder,
+)
 from syncflow.samples import Dataset, EncoderIdentity, StoredSample, open_dataset
 
 PROG = "syncflow inspect"
@@ -116,7 +122,9 @@ def decode(dataset: Dataset, config: InspectConfig) -> int:
 
 
 @torch.no_grad()
-def decode_sample(sample: StoredSample, video, audio) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+def decode_sample(
+    sample: StoredSample, video: VideoAutoencoder, audio: AudioAutoencoder
+) -> tuple[np.ndarray, np.ndarray]:
     """(T, H, W, 3) uint8 and (L,) float32 of the posterior's mean."""
     record, tensors = sample.record, sample.tensors
     pixels = video.decode(tensors["video_mean"].float()[None], record.num_frames)[0]  # (3, T, H, W)

@@ -40,15 +40,15 @@ class Pool(Protocol):
     def close(self) -> None: ...
 
 
-def open_pool(config: PreprocessConfig, output: str) -> Pool:
-    return InlinePool(config, output) if config.ray.workers == 0 else RayPool(config, output)
+def open_pool(config: PreprocessConfig, output: str, worker: type[Worker] = Worker) -> Pool:
+    return (InlinePool if config.ray.workers == 0 else RayPool)(config, output, worker)
 
 
 class InlinePool:
     """The same worker in this process, for small jobs and tests. Nothing outlives a clip that crashes it."""
 
-    def __init__(self, config: PreprocessConfig, output: str) -> None:
-        self.worker = Worker(config, output, device="cuda" if config.ray.gpus_per_worker else "cpu")
+    def __init__(self, config: PreprocessConfig, output: str, worker: type[Worker] = Worker) -> None:
+        self.worker = worker(config, output, device="cuda" if config.ray.gpus_per_worker else "cpu")
 
     def encoders(self) -> Encoders:
         return self.worker.encoders()
@@ -77,7 +77,7 @@ class _Actor:
 
 
 class RayPool:
-    def __init__(self, config: PreprocessConfig, output: str) -> None:
+    def __init__(self, config: PreprocessConfig, output: str, worker: type[Worker] = Worker) -> None:
         self.config, self.output = config, output
         self.store = open_store(output)
         self.strikes = Strikes(self.store)
@@ -86,7 +86,7 @@ class RayPool:
         gpus, cpus = config.ray.gpus_per_worker, config.ray.cpus_per_worker
         self._remote = self._ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=2
-        )(Worker)
+        )(worker)
         self._arguments = (config, output, "cuda" if gpus else "cpu", max(1, int(cpus)))
         self._actors: list[_Actor] = []
         self._failed_starts = 0
@@ -141,7 +141,7 @@ class RayPool:
             if waiting and actor.ready and actor.unit is None:
                 unit = waiting.popleft()
                 actor.unit, actor.attempt = unit, f"{unit.key}.{uuid.uuid4().hex[:8]}"
-                actor.heard_s, actor.last = time.monotonic(), Status()
+                actor.heard_s, actor.last, actor.status = time.monotonic(), Status(), None
                 trouble = self.strikes.trouble(unit)
                 actor.result = actor.handle.run.remote(unit, fingerprint, actor.attempt, trouble)
 

@@ -39,13 +39,16 @@ class Progress:
         if self._bar is not None:
             self._show_bar()
             self._bar.close()
-        elif kind is None:
+        elif kind is None and self.done < self.total:
             say(self._line())
 
     def finished(self, done: int, kept: int) -> None:
         """A unit is committed."""
         self.done += done
         self.kept += kept
+        if self._bar is None and self.done >= self.total:
+            self._live = (0, 0)
+            say(self._line())
 
     def tick(self, statuses: Sequence[Status]) -> None:
         """Where the units in work are."""

@@ -12,14 +12,14 @@ from typing import Literal
 
 from syncflow.errors import UserError
 from syncflow.preprocess import card as cards
-from syncflow.preprocess.config import PreprocessConfig
+from syncflow.preprocess.config import PreprocessConfig, RayConfig
 from syncflow.preprocess.encode import identities
 from syncflow.preprocess.job import Job
 from syncflow.preprocess.plan import ClipPlan, Unit, shard_units
-from syncflow.preprocess.pool import InlinePool, Pool, open_pool
+from syncflow.preprocess.pool import Pool, open_pool
 from syncflow.preprocess.progress import Progress, say
 from syncflow.preprocess.store import Store, open_store
-from syncflow.preprocess.worker import Outcome
+from syncflow.preprocess.worker import Outcome, Worker
 from syncflow.samples import DatasetCard, Reject
 
 FAILING_STAGES = frozenset({"manifest", "probe", "decode", "encode", "worker"})  # filters may drop most on purpose
@@ -41,31 +41,35 @@ def preprocess(
     config: PreprocessConfig,
     input: str | Path | None = None,
     output: str | Path | None = None,
-    pool: Literal["ray", "inline"] | None = None,
+    pool: Literal["inline"] | None = None,
+    worker: type[Worker] = Worker,
 ) -> Summary:
     """Raw videos -> a data set. Killed and called again, it goes on; finished, it returns at once.
 
     Args:
         input, output: in place of the configuration's.
-        pool: in place of the configuration's; `inline` works in this process.
+        pool: `inline` works in this process, whatever the configuration's `ray` says.
+        worker: a subclass with stages of your own.
 
     Raises:
         UserError: nothing to read, another job's folder, weights that cannot be read, or (nearly) nothing usable.
     """
     given = {"input": str(input) if input else config.input, "output": str(output) if output else config.output}
     config = config.model_copy(update=given)
+    if pool == "inline":
+        config = config.model_copy(update={"ray": RayConfig(workers=0)})
     if not config.output:
         raise UserError("--output is missing: give the folder (or URL) the data set is to be written to")
     began = time.monotonic()
     store = open_store(config.output)
     job = Job(store, config)
     try:
-        return _run(job, store, config, pool, began)
+        return _run(job, store, config, worker, began)
     finally:
         job.close()
 
 
-def _run(job: Job, store: Store, config: PreprocessConfig, pool: str | None, began: float) -> Summary:
+def _run(job: Job, store: Store, config: PreprocessConfig, worker: type[Worker], began: float) -> Summary:
     for number, item in enumerate(job.row_rejects()):
         if number == 5:
             say(f"... {job.bad_rows - 5} more rows cannot be used; see rejects.jsonl")
@@ -78,7 +82,7 @@ def _run(job: Job, store: Store, config: PreprocessConfig, pool: str | None, beg
         job.check_weights(identities(config))
     finished = encoders is not None and store.read("dataset.json") is not None
     if not finished:
-        workers: Pool = InlinePool(config, config.output) if pool == "inline" else open_pool(config, config.output)
+        workers = open_pool(config, config.output, worker)
         try:
             encoders = encoders or job.remember(workers.encoders())
             _work(job, config, workers, job.shard_fingerprint(encoders))
