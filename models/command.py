@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 
 from syncflow import config as configuration
 from syncflow.clock import parse_rate
@@ -53,7 +54,7 @@ class GenerateConfig(Config):
     """Seconds (default: as trained; with --video, the video's)."""
     fps: str | None = None
     """Frames per second, such as 16 or 30000/1001 (default: as trained)."""
-    steps: int = 30
+    steps: Annotated[int, Field(ge=1)] = 30
     """Steps of the solver."""
     solver: Literal["euler", "ab2", "midpoint", "heun", "rk4"] = "euler"
     """euler and ab2 ask the model once a step, midpoint and heun twice, rk4 four times."""
@@ -70,11 +71,11 @@ class GenerateConfig(Config):
     all steps (fastest)."""
     seed: int = 0
     """Seed of each prompt's first clip."""
-    num: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    num: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=["-n"])] = 1
     """Clips per prompt, with seeds seed, seed + 1, …"""
     formats: tuple[Literal["mp4", "wav", "gif"], ...] = ("mp4",)
     """Files to write of each clip."""
-    batch_size: int = 1
+    batch_size: Annotated[int, Field(ge=1)] = 1
     """Clips computed together; above 1, their last bits may depend on each other."""
     device: str | None = None
     """cpu, cuda, … (default: cuda where there is one)."""

@@ -171,7 +171,7 @@ class VideoTower(nn.Module):
 
     def encode_text(self, text: Tensor, mask: Tensor | None, null: Tensor | None = None) -> TextContext:
         """(B, L, D) states to the tower's width, once per forward pass."""
-        tokens = self.y_embedder(text, null)
+        tokens = self.y_embedder(text.to(self._dtype), null)
         if mask is None:
             return TextContext(tokens, None)
         mask = mask.reshape(mask.shape[0], -1).bool()

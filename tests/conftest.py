@@ -52,3 +52,11 @@ def impacts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("impacts")
     render(12, out, seed=0)
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with random weights (see tiny.py); not to be written to."""
+    from tiny import make_model_dir
+
+    return make_model_dir(tmp_path_factory.mktemp("tiny") / "model")

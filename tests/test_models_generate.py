@@ -1,0 +1,291 @@
+"""Model directories, the pipeline and `syncflow generate`, on a model with random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import TINY, random_model
+from torch import Tensor
+
+from syncflow import cli
+from syncflow.errors import UserError
+from syncflow.media import probe
+from syncflow.models.checkpoints import CARD, WEIGHTS, load_card, load_model, save_model
+from syncflow.models.command import parse_size
+from syncflow.models.generation import Known, generate_joint, generate_sound, make_setting
+from syncflow.models.guidance import Guidance
+from syncflow.models.outputs import slug
+from syncflow.models.pipeline import SyncFlowPipeline
+from syncflow.models.sampler import time_grid
+
+# -- model directories ---------------------------------------------------------------------------------------------
+
+
+def test_saved_model_is_loaded_as_it_was(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, card = load_model(tiny_model_dir)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "lineage.json").write_text("{}")
+    save_model(tmp_path / "model", model.state_dict(), card)
+    again, card_again = load_model(tmp_path / "model", expected=card.model)
+    assert card_again == card
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert torch.equal(model.video.rope.freqs, again.video.rope.freqs)
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["lineage.json", WEIGHTS, CARD]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]  # nothing is left of the writing
+
+
+def test_another_configuration_is_refused_with_the_difference(tiny_model_dir: Path) -> None:
+    wanted = TINY.model_copy(update={"video": TINY.video.model_copy(update={"depth": 3})})
+    with pytest.raises(UserError, match=r"video\.depth is 2 there, 3 here"):
+        load_model(tiny_model_dir, expected=wanted)
+
+
+def test_damaged_model_directories_are_refused_in_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    def broken(name: str) -> Path:
+        return Path(shutil.copytree(tiny_model_dir, tmp_path / name))
+
+    nan = broken("nan")
+    state = load_file(nan / WEIGHTS)
+    state["audio.output.weight"][0, 0] = float("nan")
+    save_file(state, nan / WEIGHTS)
+    short = broken("short")
+    (short / WEIGHTS).write_bytes((short / WEIGHTS).read_bytes()[:1000])
+    less = broken("less")
+    del state["audio.output.weight"]
+    save_file(state, less / WEIGHTS)
+    card = broken("card")
+    (card / CARD).write_text('{"model": {}, "colour": 3}')
+    for folder, message in (
+        (nan, "audio.output.weight holds NaN"),
+        (short, "cannot be read"),
+        (less, "audio.output.weight is missing"),
+        (card, "unknown field colour"),
+        (tmp_path / "none", "no such model directory"),
+        (tmp_path, "is not a model directory"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            load_model(folder)
+        assert "\n" not in str(caught.value)
+
+
+# -- latents -------------------------------------------------------------------------------------------------------
+
+
+def setting(model: object, batch: int = 1) -> object:
+    time_v = (torch.arange(6)[:, None] / 8 + torch.tensor([0, 1 / 8])).expand(batch, -1, -1)
+    time_a = (torch.arange(15)[:, None] / 20 + torch.tensor([0, 1 / 20])).expand(batch, -1, -1)
+    g = torch.Generator().manual_seed(5)
+    texts = [torch.randn(4 + i, 384, generator=g) for i in range(batch)]
+    sizes = torch.full((batch, 2), 64.0)
+    return make_setting(model, texts, time_v, time_a, torch.full((batch,), 8.0), sizes)  # type: ignore[arg-type]
+
+
+def noise(batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 4, 6, 8, 8, generator=g), torch.randn(batch, 8, 15, generator=g)
+
+
+def test_guidance_in_one_batch_equals_two_calls_by_hand() -> None:
+    model, where, z0 = random_model(), setting(random_model()), noise()
+    guidance = Guidance(video=3.0, audio=2.0)
+    video, audio = generate_joint(model, where, z0, [0.0, 1.0], guidance=guidance)  # type: ignore[arg-type]
+    out = {}
+    g = torch.Generator().manual_seed(5)
+    text = torch.randn(1, 4, 384, generator=g)
+    for null in (False, True):
+        with torch.no_grad():
+            out[null] = model(
+                *z0, torch.zeros(1), text=text, null_text=torch.tensor([null]), video_time_s=where.video_time_s,  # type: ignore[attr-defined]
+                audio_time_s=where.audio_time_s, fps=where.fps, size=where.size,  # type: ignore[attr-defined]
+            )  # fmt: skip
+    for found, start, scale, name in ((video, z0[0], 3.0, "video"), (audio, z0[1], 2.0, "audio")):
+        conditional, unconditional = getattr(out[False], name), getattr(out[True], name)
+        by_hand = start + unconditional + scale * (conditional - unconditional)
+        torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=1e-4)
+
+
+def test_known_latents_come_out_as_they_are() -> None:
+    model = random_model()
+    where, z0 = setting(model), noise()
+    video, audio = torch.randn_like(z0[0]), torch.randn_like(z0[1])
+    first, beginning = torch.arange(6)[None] < 2, torch.arange(15)[None] < 5
+    made = generate_joint(
+        model, where, z0, time_grid(3), guidance=Guidance(), solver="heun",  # type: ignore[arg-type]
+        known_video=Known(video, first), known_audio=Known(audio, beginning),
+    )  # fmt: skip
+    torch.testing.assert_close(made[0][:, :, :2], video[:, :, :2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made[1][:, :, :5], audio[:, :, :5], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(made[0][:, :, 2:], video[:, :, 2:], atol=0.1)
+
+
+def test_noised_video_is_the_joint_flow_with_all_frames_known() -> None:
+    model = random_model()
+    where, z0 = setting(model), noise()
+    video = torch.randn_like(z0[0])
+    everything = Known(video, torch.ones(1, 6, dtype=torch.bool))
+    _, joint = generate_joint(model, where, z0, time_grid(4), guidance=Guidance(), known_video=everything)  # type: ignore[arg-type]
+    alone = generate_sound(model, where, video, z0, time_grid(4), guidance=Guidance(), shown="noised")  # type: ignore[arg-type]
+    torch.testing.assert_close(alone, joint, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shown", ["clean", "noised", "once"])
+def test_several_sounds_of_a_video_are_those_made_one_by_one(shown: str) -> None:
+    model = random_model()
+    where, video = setting(model), torch.randn(1, 4, 6, 8, 8)
+    z0, sounds = noise()[0], torch.randn(3, 8, 15)
+    together = generate_sound(model, where, video, (z0, sounds), time_grid(3), guidance=Guidance(), shown=shown)  # type: ignore[arg-type]
+    for k in range(3):
+        one = generate_sound(
+            model, where, video, (z0, sounds[k : k + 1]), time_grid(3), guidance=Guidance(), shown=shown,  # type: ignore[arg-type]
+        )  # fmt: skip
+        torch.testing.assert_close(together[k : k + 1], one, atol=1e-4, rtol=1e-4)
+
+
+# -- the pipeline --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model_dir: Path) -> SyncFlowPipeline:
+    return SyncFlowPipeline.from_pretrained(tiny_model_dir)
+
+
+def test_seed_decides_the_clip_whatever_is_beside_it(pipeline: SyncFlowPipeline) -> None:
+    some = pipeline(["a drum", "rain"], seed=4, num_videos=2, steps=2)
+    assert [(clip.prompt, clip.seed) for clip in some] == [("a drum", 4), ("a drum", 5), ("rain", 4), ("rain", 5)]
+    (one,) = pipeline("rain", seed=5, steps=2)
+    assert np.array_equal(one.frames, some[3].frames)
+    assert np.array_equal(one.waveform, some[3].waveform)
+    assert not np.array_equal(some[2].waveform, one.waveform)
+    assert one.frames.shape == (32, 64, 64, 3)
+    assert one.waveform.shape == (32000,)
+
+
+def test_other_sizes_lengths_and_rates(pipeline: SyncFlowPipeline) -> None:
+    (clip,) = pipeline("rain", size=(96, 72), duration_s=0.75, fps=Fraction(30000, 1001), steps=1, solver="rk4")
+    assert clip.frames.shape == (23, 72, 96, 3)
+    assert abs(len(clip.waveform) / 16000 - 23 * 1001 / 30000) < 1e-4
+
+
+def test_video_gets_its_sound_and_keeps_its_frames(pipeline: SyncFlowPipeline) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8)
+    first, second = pipeline("a drum", video=frames, num_videos=2, steps=2)
+    assert np.array_equal(first.frames, frames)
+    assert first.waveform.shape == (16000,)
+    assert not np.array_equal(first.waveform, second.waveform)
+    with pytest.raises(UserError, match="at least one frame"):
+        pipeline("a drum", video=frames[:0])
+
+
+def test_pipeline_can_be_moved(pipeline: SyncFlowPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "a")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    moved = SyncFlowPipeline.from_pretrained(tmp_path / "b")
+    assert load_card(tmp_path / "b").video_autoencoder.path == "video_autoencoder"
+    assert np.array_equal(moved("rain", steps=1)[0].frames, pipeline("rain", steps=1)[0].frames)
+
+
+def test_long_prompt_is_cut_with_a_note(pipeline: SyncFlowPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    pipeline("rain on a tin roof " * 100, steps=1, duration_s=0.25)
+    assert "is cut at 128 tokens" in caplog.text
+
+
+def test_weights_that_overflow_are_named(tiny_model_dir: Path) -> None:
+    pipeline = SyncFlowPipeline.from_pretrained(tiny_model_dir)
+    with torch.no_grad():
+        pipeline.model.audio.output.weight.fill_(float("inf"))
+    with pytest.raises(UserError, match="NaN or infinite"):
+        pipeline("rain", steps=1)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def generate(*argv: object) -> int:
+    return cli.main(["generate", *map(str, argv)])
+
+
+def test_command_writes_clips_and_merges_the_manifest(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    common = ["--checkpoint", tiny_model_dir, "-o", out, "--steps", "1"]
+    assert generate("a drum", "🥁", *common, "-n", "2") == 0
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [(row["caption"], row["seed"], row["task"]) for row in rows] == [
+        ("a drum", 0, "text_to_av"), ("a drum", 1, "text_to_av"), ("🥁", 0, "text_to_av"), ("🥁", 1, "text_to_av"),
+    ]  # fmt: skip
+    info = probe(out / rows[0]["uri"])
+    assert (info.width, info.height, info.duration_s) == (64, 64, 2)
+    assert info.audio is not None
+    before = (out / rows[0]["uri"]).read_bytes()
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "a drum", "video": f"out/{rows[0]['uri']}", "events_s": [0.5]}) + "\n")
+    assert generate("--prompts", prompts, *common) == 0
+    assert generate("a drum", *common, "--size", "72x64", "--duration", "0.5", "--formats", "mp4", "wav", "gif") == 0
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in rows[4:]] == ["video_to_audio", "text_to_av"]
+    assert rows[4]["events_s"] == [0.5]
+    assert {path.suffix for path in out.glob("*72x64*")} == {".mp4", ".wav", ".gif"}
+
+    capsys.readouterr()
+    assert generate("a drum", *common, "-n", "2") == 0
+    assert "0 clips written" in capsys.readouterr().out
+    (out / rows[0]["uri"]).unlink()
+    assert generate("a drum", *common, "-n", "2") == 0
+    assert "1 clips written" in capsys.readouterr().out
+    assert (out / rows[0]["uri"]).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([""], "prompt is empty"),
+        ([], "give a prompt"),
+        (["word " * 10_000], "10,000 words"),
+        (["x", "--size", "65x64"], "multiples of 8"),
+        (["x", "--size", "big"], "WIDTHxHEIGHT"),
+        (["x", "--size", "90000x90000"], "smaller or shorter"),
+        (["x", "--duration", "0"], "duration must be more than 0"),
+        (["x", "--duration", "nan"], "duration must be a number"),
+        (["x", "--duration", "1e7"], "at most 40 s"),
+        (["x", "--fps", "0"], "rate must be positive"),
+        (["x", "--steps", "0"], "steps"),
+        (["x", "--guidance", "-1"], "must not be negative"),
+        (["x", "--video", "nothing.mp4"], "no such file"),
+        (["x", "--prompts", "nothing.txt"], "cannot be read"),
+        (["x", "--guidence", "2"], "did you mean --guidance"),
+        (["x", "--checkpoint", "nowhere"], "no such model directory"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    argv: list[str], message: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = [] if "--checkpoint" in argv else ["--checkpoint", tiny_model_dir]
+    assert generate(*argv, *checkpoint, "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_no_checkpoint_says_how_to_get_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SYNCFLOW_CHECKPOINT", raising=False)
+    assert generate("x", "-o", tmp_path) == 2
+    assert "syncflow demo" in capsys.readouterr().err
+
+
+def test_file_names_are_plain_and_distinct() -> None:
+    assert slug("A dog barks.") == "a-dog-barks"
+    names = {slug(p) for p in ("日本", "日", "🥁 drum", "drum", "é drum", "x" * 80, "x" * 81, "../../etc", "/")}
+    assert len(names) == 9
+    assert all(name.strip("-") and "/" not in name and "." not in name and len(name) < 70 for name in names)
+    assert parse_size(" 64X32 ") == (64, 32)
