@@ -33,7 +33,7 @@ class DataConfig(Config):
 
     path: str = ""
     """The data set: output folder of `syncflow preprocess`, a local path or an fsspec URL such as s3://bucket/set."""
-    datasets: list[DatasetConfig] = []
+    datasets: tuple[DatasetConfig, ...] = ()
     """Several data sets instead, mixed by weight."""
     workers: int = Field(default=1, ge=0)
     """Loader processes per rank; 0 reads in the training process."""
@@ -114,7 +114,7 @@ class ValidationConfig(Config):
     """Steps between validations; 0 never."""
     clips: PositiveInt = 16
     """Clips of the data set whose loss is measured on fixed noise at fixed t."""
-    times: list[float] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """The fixed t."""
     samples: int = Field(default=0, ge=0)
     """Videos with sound generated, measured for sync and kept as artifacts."""
@@ -153,7 +153,7 @@ class StageConfig(Config):
     freezes: list[Part]
     """Parts that stay as they are; run without gradients, or not at all where no loss needs them."""
     init_from: str = ""
-    """Stage output or model directory to start from; `previous` is the stage before in a folder; empty is from scratch."""
+    """Stage output or model directory to start from; `previous`: the stage before in a folder; empty: from scratch."""
     output: str = ""
     """Folder for the model, checkpoints and metrics. Given to a folder of stages, each has a folder in it."""
     data: DataConfig = DataConfig()
@@ -255,8 +255,8 @@ class StageConfig(Config):
         return micro, share // micro
 
     @property
-    def datasets(self) -> list[DatasetConfig]:
-        return [DatasetConfig(path=self.data.path)] if self.data.path else self.data.datasets
+    def datasets(self) -> tuple[DatasetConfig, ...]:
+        return (DatasetConfig(path=self.data.path),) if self.data.path else self.data.datasets
 
 
 def load_stage(path: Path, argv: list[str]) -> StageConfig:

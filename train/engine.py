@@ -26,7 +26,9 @@ from syncflow.train.config import PARTS, StageConfig
 from syncflow.train.loader import Example
 from syncflow.train.objective import Objective
 
+ALONE = "SYNCFLOW_ALONE"  # set where the rank's environment is our own making, not a launcher's
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_PLACE = {str(part): i for i, part in enumerate(PARTS)}
 _GATHER_NUMEL = 32 * 1024 * 1024
 
 
@@ -64,11 +66,12 @@ def start_ranks(config: StageConfig) -> Ranks:
     """Join the other ranks (torchrun's environment), or be the only one."""
     deepspeed = _import_deepspeed()
     cuda = torch.cuda.is_available()
-    if "RANK" not in os.environ:
+    if not dist.is_initialized() and ("RANK" not in os.environ or ALONE in os.environ):
         # Under plain python DeepSpeed would look for MPI.
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        os.environ[ALONE] = "1"
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     local = int(os.environ["LOCAL_RANK"])
     if cuda:
@@ -85,7 +88,8 @@ def start_ranks(config: StageConfig) -> Ranks:
 
 
 def stop_ranks() -> None:
-    if dist.is_initialized():
+    # A lone process may train again, and DeepSpeed cannot join twice.
+    if dist.is_initialized() and ALONE not in os.environ:
         dist.destroy_process_group()
 
 
@@ -117,7 +121,8 @@ class Engine:
         for name, part in model.parts().items():
             part.requires_grad_(name in config.trains)
         model.checkpoint_activations(config.engine.activation_checkpointing)
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Any: ZeRO hangs its own attributes on parameters.
+        self.trained: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             _decay_groups(self.trained, config.optimizer.weight_decay),
             lr=config.optimizer.lr,
@@ -163,7 +168,7 @@ class Engine:
         """(len(PARTS),) float32: this rank's share of the squared gradient norm of each part."""
         squares = torch.zeros(len(PARTS), device=self.ranks.device)
         for name, gradient in self._local_gradients():
-            squares[PARTS.index(name.split(".", 1)[0])] += gradient.detach().float().square().sum().to(squares.device)  # type: ignore[arg-type]
+            squares[_PLACE[name.split(".", 1)[0]]] += gradient.detach().float().square().sum().to(squares.device)
         return squares
 
     def gather(self, values: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -22,10 +22,10 @@ from types import FrameType
 
 from syncflow.errors import UserError
 from syncflow.train.config import StageConfig
+from syncflow.train.engine import ALONE
 
 PREEMPTED, LOST, STALLED = 75, 3, 4
 _REPORTS = "SYNCFLOW_RANK_REPORTS"
-_ALONE = "SYNCFLOW_ALONE"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,7 +39,7 @@ class JobError(UserError):
 
 def is_rank() -> bool:
     """Whether torchrun (or another launcher that speaks its environment) started this process."""
-    return "RANK" in os.environ and _ALONE not in os.environ
+    return "RANK" in os.environ and ALONE not in os.environ
 
 
 def die_with_parent() -> None:
@@ -121,6 +121,7 @@ def launch(config: StageConfig, argv: list[str]) -> int:
     logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="syncflow-ranks-") as reports:
         os.environ[_REPORTS] = reports
+        os.environ.pop(ALONE, None)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.engine.threads))
         several = config.nodes > 1
         torchrun = LaunchConfig(

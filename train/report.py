@@ -75,7 +75,7 @@ class Meter:
             if bins[2, b] > 0
         }
         norms = {
-            part: math.sqrt(s)
+            str(part): math.sqrt(s)
             for part, s in zip(PARTS, total_squares.tolist(), strict=True)
             if part in self.config.trains
         }
