@@ -1,0 +1,102 @@
+"""`syncflow evaluate`: measure folders of videos with sound; write metrics.json, clips.csv and report.html."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field, field_validator
+
+from syncflow.config import Config, flag_value, load, save
+from syncflow.errors import UserError
+from syncflow.tracker import OpenTracker, TrackingConfig
+
+METRICS = {
+    "av_align": "onsets against peaks of optical flow, as published (IoU)",
+    "onset_offset": "signed offset in ms, events within 40/80/160 ms, precision, recall, F1",
+}
+
+
+class EvaluateConfig(Config):
+    """Measure how well sound and picture belong together, and how good each is, in folders of videos.
+
+    Writes metrics.json, clips.csv and report.html into the output folder. What was measured on a file is kept
+    there by content, so a second run, or one that was interrupted, goes on from it.
+    """
+
+    generated: tuple[Path, ...]
+    """Folders of videos, one per system, shown side by side. A manifest.jsonl or manifest.csv inside may give
+    `uri, caption, events_s` (times of visible impacts in seconds)."""
+    reference: Path | None = None
+    """Folder of real videos: the ceiling, and the reference set of distances. Clips pair by file name."""
+    captions: Path | None = None
+    """CSV or JSONL with the columns uri and caption."""
+    metrics: str = ",".join(METRICS)
+    """Comma-separated names of metrics, or `all`."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("evaluation")
+    """Folder to write."""
+    workers: int = Field(default=0, ge=0)
+    """Processes; 0 takes one per core. The numbers do not depend on it."""
+    seed: int = 0
+    """Of the bootstrap and of the shuffled baseline."""
+    resamples: int = Field(default=1000, ge=0)
+    """Bootstrap draws behind each interval."""
+    shuffled: bool = True
+    """Also judge every picture with the sound of another clip: what chance gives."""
+    shown: int = Field(default=48, ge=0)
+    """Clips with players in the report, first by name."""
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if names == ["all"]:
+            names = list(METRICS)
+        for name in names:
+            if name not in METRICS:
+                import difflib
+
+                near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.4)
+                raise ValueError(
+                    f"no metric {name!r}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(METRICS)}")
+                )
+        if not names:
+            raise ValueError(f"name at least one of {', '.join(METRICS)}")
+        return ",".join(dict.fromkeys(names))
+
+    @property
+    def names(self) -> list[str]:
+        return self.metrics.split(",")
+
+
+def main(argv: Sequence[str], open_tracker: OpenTracker) -> int:
+    argv = list(argv)
+    path = flag_value(argv, "--config")
+    if path is not None:
+        at = next(i for i, word in enumerate(argv) if word.split("=")[0] == "--config")
+        del argv[at : at + (1 if "=" in argv[at] else 2)]
+    elif argv and argv[0].endswith((".yaml", ".yml")):
+        path = argv.pop(0)
+    config = load(EvaluateConfig, path, argv, "syncflow evaluate")
+    from syncflow.eval.run import evaluate
+
+    if config.output.exists() and not config.output.is_dir():
+        raise UserError(f"{config.output} is a file; give -o a folder")
+    config.output.mkdir(parents=True, exist_ok=True)
+    save(config, config.output / "config.yaml")
+    tracker = open_tracker(config.tracking, config.output.resolve().name, config.output)
+    try:
+        result = evaluate(config)
+        tracker.params({"metrics": config.metrics, "seed": config.seed, "resamples": config.resamples})
+        tracker.log(result.flat(), step=0)
+        for name in ("metrics.json", "clips.csv", "report.html"):
+            tracker.artifact(config.output / name)
+    finally:
+        tracker.close()
+    print(result.summary(config.output), file=sys.stdout)
+    return 0

@@ -1,0 +1,149 @@
+"""From what was measured on each clip to the numbers of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from syncflow.eval import onset_offset
+from syncflow.eval.av_align import av_align
+from syncflow.eval.clips import ClipFile
+from syncflow.eval.measure import ClipMeasures, as_known
+from syncflow.eval.onset_offset import Events, known_events
+from syncflow.eval.protocol import Protocol, describe
+from syncflow.eval.statistics import FEW_CLIPS, Interval, bootstrap_mean, derangement
+
+SILENT = 1e-3
+"""Peak amplitude (-60 dB) below which a clip is called silent."""
+STILL = 0.02
+"""Mean change of grey level (of 255) below which a clip is called static."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with its interval and protocol, or why there is none."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    better: str = "higher"
+    """higher, lower, or zero."""
+    clips: int = 0
+    notes: tuple[str, ...] = ()
+    protocol: Protocol | None = None
+    not_computed: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        if self.value is None:
+            return {"not_computed": self.not_computed}
+        protocol = self.protocol.model_dump(mode="json") | {"id": self.protocol.id} if self.protocol else None
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "unit": self.unit,
+            "better": self.better,
+            "clips": self.clips,
+            "notes": list(self.notes),
+            "protocol": protocol,
+        }
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """One row of clips.csv."""
+
+    clip: ClipFile
+    measures: ClipMeasures
+    events: Events
+    events_known: bool
+    av_align: float | None
+    notes: tuple[str, ...]
+    others: dict[str, float] = field(default_factory=dict)
+
+
+def score_clip(clip: ClipFile, measures: ClipMeasures) -> ClipScore:
+    visual_s, known = as_known(clip.events_s, measures)
+    if known:
+        events = known_events(visual_s, measures.onsets_s, measures.duration_s)
+    else:
+        events = Events(visual_s, measures.onsets_s, measures.offset_ms, measures.offset_confidence)
+    notes = [
+        note
+        for note, holds in {
+            "silent": measures.peak < SILENT,
+            "static": measures.motion < STILL,
+            "no visible event": not visual_s,
+            "no onset heard": not measures.onsets_s,
+        }.items()
+        if holds
+    ]
+    aligned = av_align(measures.published_onsets_s, measures.published_peaks_s, measures.fps)
+    return ClipScore(clip, measures, events, known, aligned, tuple(notes))
+
+
+def shuffled(scores: Sequence[ClipScore], seed: int) -> list[ClipScore]:
+    """Every picture with the sound of another clip of the set: what chance gives."""
+    mixed = []
+    for seen, other in zip(scores, derangement(len(scores), seed), strict=True):
+        heard = scores[other].measures
+        within = [t for t in heard.onsets_s if t < seen.measures.duration_s]
+        published = [t for t in heard.published_onsets_s if t < seen.measures.duration_s]
+        events = known_events(seen.events.visual_s, within, seen.measures.duration_s)
+        aligned = av_align(published, seen.measures.published_peaks_s, seen.measures.fps)
+        mixed.append(ClipScore(seen.clip, seen.measures, events, seen.events_known, aligned, seen.notes))
+    return mixed
+
+
+def score_av_align(scores: Sequence[ClipScore], seed: int, resamples: int) -> dict[str, Score]:
+    """Mean AV-Align over clips."""
+    usable = [s for s in scores if s.av_align is not None]
+    if not usable:
+        return {"av_align": Score(not_computed="no clip has an onset or a flow peak")}
+    interval = bootstrap_mean(np.array([s.av_align for s in usable]), seed, resamples)
+    notes = few(len(usable))
+    if len(usable) < len(scores):
+        notes += (f"{len(scores) - len(usable)} clips have neither onset nor flow peak and are left out",)
+    protocol = describe("av_align", [s.measures for s in usable], seed)
+    return {"av_align": _score(interval, "IoU", "higher", len(usable), notes, protocol)}
+
+
+def score_onset_offset(scores: Sequence[ClipScore], seed: int, resamples: int) -> dict[str, Score]:
+    """Signed median offset, shares within tolerances, precision, recall and F1 of events."""
+    events = [s.events for s in scores]
+    origin = " and ".join(sorted({"known" if s.events_known else "seen" for s in scores}))
+    found: dict[str, Score] = {}
+
+    def add(name: str, interval: Interval | None, unit: str, better: str, clips: int, why: str) -> None:
+        if interval is None:
+            found[name] = Score(not_computed=why)
+        else:
+            protocol = describe(name, [s.measures for s in scores], seed, events=origin)
+            found[name] = _score(interval, unit, better, clips, few(clips), protocol)
+
+    sure = sum(e.confidence > 0 for e in events)
+    offset = onset_offset.median_offset(events, seed, resamples)
+    add("onset_offset", offset, "ms", "zero", sure, "in no clip does what is heard go with what is seen")
+    eventful = sum(bool(len(e.visual_s) or len(e.audio_s)) for e in events)
+    headline = onset_offset.rates(events, onset_offset.HEADLINE_MS, seed, resamples)
+    for name in ("f1", "precision", "recall"):
+        lacking = "no onset is heard in any clip" if name == "precision" else "no event is seen in any clip"
+        add(f"onset_{name}", headline.get(name), f"±{onset_offset.HEADLINE_MS} ms", "higher", eventful, lacking)
+    for tolerance in onset_offset.TOLERANCES_MS:
+        share = onset_offset.rates(events, tolerance, seed, resamples).get("recall")
+        add(f"within_{tolerance}ms", share, "of events", "higher", eventful, "no event is seen in any clip")
+    return found
+
+
+def _score(
+    interval: Interval, unit: str, better: str, clips: int, notes: tuple[str, ...], protocol: Protocol | None
+) -> Score:
+    return Score(interval.value, interval.low, interval.high, unit, better, clips, notes, protocol)
+
+
+def few(clips: int) -> tuple[str, ...]:
+    return (f"only {clips} clips: read the interval, not the value",) if clips < FEW_CLIPS else ()
