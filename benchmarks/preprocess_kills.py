@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -79,35 +80,32 @@ def make_input(folder: Path, clips: int) -> PreprocessConfig:
     )
 
 
-def start(config: PreprocessConfig, out: Path, address: str) -> int:
-    """The job in a process of its own; returns its pid."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        ray_config = config.ray.model_copy(update={"address": address})
-        preprocess(config.model_copy(update={"ray": ray_config}), output=out, worker=SlowWorker)
-        code = 0
-    except BaseException:
-        import traceback
+def job(config: PreprocessConfig, out: Path, address: str) -> None:
+    """The driver: one run of the job, in a process of its own that can be killed."""
+    from ray import cloudpickle
 
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    cloudpickle.register_pickle_by_value(sys.modules[SlowWorker.__module__])
+    log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    ray_config = config.ray.model_copy(update={"address": address})
+    preprocess(config.model_copy(update={"ray": ray_config}), output=out, worker=SlowWorker)
 
 
-def wait(pid: int, seconds: float | None = None) -> int | None:
+# A server with everything imported but no Ray in it forks the drivers: each starts at once.
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+def start(config: PreprocessConfig, out: Path, address: str) -> Any:
+    process = PROCESSES.Process(target=job, args=(config, out, address))
+    process.start()
+    return process
+
+
+def wait(process: Any, seconds: float = 600) -> int | None:
     """Its exit code; None if it still runs after so many seconds."""
-    end = time.monotonic() + (seconds if seconds is not None else 600)
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    return None
+    process.join(seconds)
+    return process.exitcode
 
 
 def kill_worker(out: Path, rng: random.Random) -> bool:
@@ -138,11 +136,11 @@ def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, len
     kind = KINDS[number % len(KINDS)]
     out = folder / f"trial-{number}"
     kills: list[str] = []
-    pid = start(config, out, cluster.address)
+    process = start(config, out, cluster.address)
     code: int | None = None
     for _ in range(rng.randint(1, 3) if kind == "driver" else rng.randint(1, 2) if kind == "worker" else 1):
         delay_s = rng.uniform(0.1, 0.9) * length_s
-        code = wait(pid, delay_s)
+        code = wait(process, delay_s)
         if code is not None:
             break
         if "worker" in kind and kill_worker(out, rng):
@@ -153,12 +151,12 @@ def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, len
             cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
             kills.append(f"node at {delay_s:.1f} s")
         if "driver" in kind:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            process.kill()
+            process.join()
             kills.append(f"driver at {delay_s:.1f} s")
-            pid = start(config, out, cluster.address)
+            process = start(config, out, cluster.address)
     if code is None:
-        code = wait(pid)
+        code = wait(process)
     return {"trial": number, "kind": kind, "kills": kills, "code": code, **(contents(out) if code == 0 else {})}
 
 
@@ -168,10 +166,9 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("-o", "--output", type=Path, default=Path("kills.json"))
     options = parser.parse_args()
-    from ray import cloudpickle
+    PROCESSES.set_forkserver_preload(["__main__"])
     from ray.cluster_utils import Cluster
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     folder = Path(tempfile.mkdtemp(prefix="syncflow-kills-"))
     config = make_input(folder, options.clips)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -44,6 +44,37 @@ class SplitConfig(Config):
     """At most so many clips of one source, the first ones."""
 
 
+class FiltersConfig(Config):
+    """What is measured of each clip and stored with it, and beyond which limits a clip is dropped (none by default)."""
+
+    picture: bool = True
+    """Measure black, frozen and motion."""
+    max_black: float | None = Field(default=None, ge=0, le=1)
+    """Share of black frames."""
+    max_frozen: float | None = Field(default=None, ge=0, le=1)
+    """Share of frames that repeat the one before."""
+    min_motion: float | None = Field(default=None, ge=0)
+    """Mean change of grey level (0-255) per second."""
+    sound: bool = True
+    """Measure loudness_lufs, silent and clipped."""
+    min_loudness_lufs: float | None = None
+    """Integrated loudness by EBU R128; -50 drops what is hardly audible."""
+    max_silent: float | None = Field(default=None, ge=0, le=1)
+    """Share of the sound below -60 dB of full scale."""
+    max_clipped: float | None = Field(default=None, ge=0, le=1)
+    """Share of samples at full scale."""
+    sync: bool = True
+    """Measure how far the sound lies behind the picture, and with what confidence."""
+    max_offset_ms: float | None = Field(default=None, ge=0)
+    """Largest offset of sound against picture, where it is measured with confidence."""
+    max_drift_ms_per_s: float | None = Field(default=None, ge=0)
+    """Largest drift of sound against picture, where it is measured with confidence."""
+    believe_sync_from: float = Field(default=0.3, ge=0, le=1)
+    """Confidence from which a measured offset or drift is believed."""
+    min_sync_confidence: float | None = Field(default=None, ge=0, le=1)
+    """Drop clips whose sound and picture do not show a common rhythm."""
+
+
 class RayConfig(Config):
     """Where the work is done."""
 
@@ -82,6 +113,7 @@ class PreprocessConfig(Config):
     """A clip without a caption: `name` takes its label, else the words of its file name; `require` drops it;
     `empty` keeps it without one."""
     split: SplitConfig = SplitConfig()
+    filters: FiltersConfig = FiltersConfig()
     video_autoencoder: AutoencoderSpec
     audio_autoencoder: AutoencoderSpec
     text_encoder: TextEncoderSpec = TextEncoderSpec()

@@ -24,6 +24,7 @@ from syncflow.preprocess.config import BucketSize, PreprocessConfig
 from syncflow.preprocess.decode import Decode
 from syncflow.preprocess.encode import Encode
 from syncflow.preprocess.fetch import Fetcher
+from syncflow.preprocess.filters import filter_stages
 from syncflow.preprocess.plan import SURVEY, ClipPlan, Source, Unit, parse_survey, reject, survey_json
 from syncflow.preprocess.shards import ShardWriter
 from syncflow.preprocess.store import LocalStore, Store, open_store
@@ -83,7 +84,7 @@ class Worker:
         self.store: Store = open_store(output)
         self.fetcher = Fetcher()
         self.encode = Encode()
-        self.stages: list[Stage] = [GivenCaption(), Decode(self.fetcher), self.encode]
+        self.stages: list[Stage] = [GivenCaption(), Decode(self.fetcher), *filter_stages(config.filters), self.encode]
         self._is_set_up = False
         self._journal = Journal(self.store)
         self._done = self._kept = 0

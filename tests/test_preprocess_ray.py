@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import os
 import shutil
 import signal
@@ -84,7 +85,7 @@ def cluster() -> Iterator[Any]:
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         found.add_node(num_cpus=2, object_store_memory=80 << 20)
-    ray.init(address=found.address, logging_level="ERROR", log_to_driver=False)
+    ray.init(address=found.address, logging_level=logging.ERROR, log_to_driver=False)
     yield found
     ray.shutdown()
     found.shutdown()
