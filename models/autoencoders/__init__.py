@@ -14,6 +14,7 @@ from syncflow.config import Config
 from syncflow.errors import UserError
 from syncflow.models.autoencoders.image import load_image
 from syncflow.models.autoencoders.oobleck import load_oobleck
+from syncflow.models.autoencoders.opensora import SCALE, load_opensora
 from syncflow.models.autoencoders.protocol import AudioAutoencoder, Posterior, VideoAutoencoder
 from syncflow.models.resolve import check_identity, identity_hash, located, resolve
 from syncflow.samples import EncoderIdentity, first_line
@@ -34,7 +35,7 @@ class AutoencoderSpec(Config):
     """Which autoencoder, and where its weights are."""
 
     kind: str
-    """Video: image (frame by frame). Audio: oobleck."""
+    """Video: image (frame by frame), opensora. Audio: oobleck."""
     path: str
     """Folder of weights, hub repository OWNER/NAME, or package:MODULE/FOLDER."""
     subfolder: str = ""
@@ -51,22 +52,28 @@ class AutoencoderSpec(Config):
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of autoencoder: how it is loaded, and which field of its configuration counts latent channels."""
+    """A kind of autoencoder: how it is loaded, and how many latent channels its configuration says."""
 
     load: Callable[[AutoencoderSpec, Path, EncoderIdentity, torch.device, torch.dtype], Any]
-    channels: str
+    channels: Callable[[dict[str, Any]], int]
 
 
 VIDEO = {
     "image": Family(
         lambda spec, folder, identity, device, dtype: load_image(folder, identity, device, dtype, spec.frames_at_once),
-        channels="latent_channels",
+        channels=lambda config: config["latent_channels"],
+    ),
+    "opensora": Family(
+        lambda spec, folder, identity, device, dtype: load_opensora(
+            folder, identity, device, dtype, spec.frames_at_once
+        ),
+        channels=lambda config: len(config.get("scale", SCALE)),
     ),
 }
 AUDIO = {
     "oobleck": Family(
         lambda _, folder, identity, device, dtype: load_oobleck(folder, identity, device, dtype),
-        channels="decoder_input_channels",
+        channels=lambda config: config["decoder_input_channels"],
     ),
 }
 
@@ -114,7 +121,8 @@ def _identify(kinds: dict[str, Family], field: str, spec: AutoencoderSpec) -> tu
         raise UserError(f"{field}.kind: {spec.kind!r} is not known; choose from {', '.join(kinds)}")
     folder = resolve(spec.path, field=f"{field}.path", subfolder=spec.subfolder)
     try:
-        channels = json.loads((folder / "config.json").read_text())[kinds[spec.kind].channels]
+        config = json.loads((folder / "config.json").read_text())
+        channels = kinds[spec.kind].channels(config)
     except FileNotFoundError:
         raise UserError(f"{field}.path: {folder} has no config.json, so it is not a saved autoencoder") from None
     except (ValueError, KeyError) as error:

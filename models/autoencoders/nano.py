@@ -9,7 +9,6 @@ import torch
 
 from syncflow.config import Config
 
-
 INITIAL_STD = 0.05  # of the posterior
 
 
