@@ -21,6 +21,20 @@ _TABLE_TOP = 0.16
 _FASTEST = math.sqrt(2 * 9.5 * 0.62)
 
 
+def _plan_bounce(rng: np.random.Generator, duration_s: float) -> Bounce:
+    """A fall and bounces none of which is so near the end of the clip that it would hardly be seen or heard."""
+    for _ in range(50):
+        gravity = float(rng.uniform(5.0, 9.5))
+        height = float(rng.uniform(0.30, 0.62))
+        first_s = float(rng.uniform(0.6, 1.0)) * min(math.sqrt(2 * height / gravity), 0.5 * duration_s)
+        lively = bool(rng.random() < 0.3)
+        restitution = 1.0 if lively else float(rng.uniform(0.62, 0.86))
+        bounce = Bounce.plan(first_s, height, gravity, restitution, duration_s)
+        if bounce.contacts[-1] < duration_s - min(0.1, 0.1 * duration_s):
+            break
+    return bounce
+
+
 class BallOnWood:
     label = "ball on wood"
     material = "wood"
@@ -30,13 +44,7 @@ class BallOnWood:
         wood, wall = pick(rng, list(WOODS)), pick_wall(rng)
         self.base, self.wood, self.wall = COLOURS[self.colour_name], WOODS[wood], WALLS[wall]
         self.radius = float(rng.uniform(0.075, 0.125))
-        gravity = float(rng.uniform(5.0, 9.5))
-        height = float(rng.uniform(0.30, 0.62))
-        fall_s = math.sqrt(2 * height / gravity)
-        first_s = float(rng.uniform(0.6, 1.0)) * min(fall_s, 0.5 * duration_s)
-        lively = bool(rng.random() < 0.3)
-        restitution = 1.0 if lively else float(rng.uniform(0.62, 0.86))
-        self.bounce = Bounce.plan(first_s, height, gravity, restitution, duration_s)
+        self.bounce = _plan_bounce(rng, duration_s)
         self.speed_x = float(rng.uniform(-0.16, 0.16)) / max(1.0, duration_s / 2)
         self.spin = float(rng.uniform(-5, 5))
         self.start_x = -self.speed_x * duration_s / 2 + float(rng.uniform(-0.08, 0.08))
@@ -79,7 +87,6 @@ class BallOnWood:
         x = self._x(time_s)
         ry = self.radius * (1 - 0.38 * squash)
         rx = self.radius * (1 + 0.24 * squash)
-        # In flight a ball looks longer along its fast path.
         cy = _FLOOR - height - ry
         paint_shadow(canvas, x, _FLOOR, rx * 0.95, 0.6, height)
         for strike in self.strikes:

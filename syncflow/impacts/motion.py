@@ -64,6 +64,7 @@ class Bounce:
     gravity: float
     drop_height: float
     restitution: float
+    """Speed kept at the last contact; 0 where the ball comes to rest."""
     dwell_s: float
     contacts: tuple[float, ...]
     speeds: tuple[float, ...]
@@ -82,10 +83,8 @@ class Bounce:
             contacts.append(contacts[-1] + dwell_s + flight_s)
             speeds.append(leaving)
         if flight_s < 0.14:
-            restitution_left = 0.0
-        else:
-            restitution_left = restitution
-        return cls(gravity, drop_height, restitution_left, dwell_s, tuple(contacts), tuple(speeds))
+            restitution = 0.0
+        return cls(gravity, drop_height, restitution, dwell_s, tuple(contacts), tuple(speeds))
 
     def at(self, time_s: float) -> tuple[float, float]:
         """Height of the underside above the floor, and how squashed it is in [0, 1]."""

@@ -135,6 +135,9 @@ def render_folder(
     for _ in _finished(missing, out, config, processes):
         report.step()
     report.close()
+    for stale in out.glob(".*.part"):  # of a killed run, unless another still writes here
+        if time.time() - stale.stat().st_mtime > 60:
+            stale.unlink(missing_ok=True)
     manifest = out / "manifest.jsonl"
     lines = "".join(json.dumps(row(config, i), ensure_ascii=False) + "\n" for i in range(n))
     _write_text(manifest, lines)

@@ -121,7 +121,7 @@ def _timescale(fps: Fraction) -> int:
 @contextlib.contextmanager
 def _atomic(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that becomes `path` when the block succeeds."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         yield temporary
         os.replace(temporary, path)
