@@ -45,7 +45,7 @@ class DemoConfig(Config):
     """Where everything goes."""
     clips: int = 96
     """How many clips to render."""
-    autoencoder_steps: int = 300
+    autoencoder_steps: int = 150
     """Training steps of each autoencoder."""
     steps: int = 60
     """Training steps of each of the three stages."""
@@ -106,7 +106,7 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
             "autoencoders",
             "train a small video and a small audio autoencoder",
             ("train", str(CONFIGS / "0_autoencoders.yaml"), "--input", str(videos), "--output", str(codecs))
-            + ("--steps", str(config.autoencoder_steps), *track),
+            + ("--video.steps", str(config.autoencoder_steps), "--audio.steps", str(config.autoencoder_steps), *track),
             codecs / "done.json",
         ),
         Step(
