@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from syncflow.clock import parse_rate
 from syncflow.config import Config
 from syncflow.errors import UserError
 from syncflow.models.outputs import MANIFEST, read_manifest, slug, write_clip, write_manifest
-from syncflow.models.prompts import Request, check_prompt, read_prompts
+from syncflow.models.prompts import Request, check_prompt, parse_size, read_prompts
 
 if TYPE_CHECKING:
     from syncflow.models.pipeline import Generated, SyncFlowPipeline
@@ -147,14 +146,6 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
         "guidance": guidance,
         "shown": config.shown,
     }
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) from WIDTHxHEIGHT."""
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
-    if match is None:
-        raise UserError(f"--size {text!r}: write it as WIDTHxHEIGHT, for example 256x256")
-    return int(match[1]), int(match[2])
 
 
 def _checkpoint(config: GenerateConfig) -> Path:

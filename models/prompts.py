@@ -1,8 +1,9 @@
-"""Prompts: what is refused, and files of them."""
+"""What a person writes: prompts, files of prompts, sizes."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,3 +58,11 @@ def read_prompts(path: Path) -> Iterator[Request]:
             ) from error
         video = row.pop("video", None)
         yield Request(str(prompt), None if video is None else path.parent / video, row)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from WIDTHxHEIGHT."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
+    if match is None:
+        raise UserError(f"size {text!r}: write it as WIDTHxHEIGHT, for example 256x256")
+    return int(match[1]), int(match[2])

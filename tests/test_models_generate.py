@@ -18,11 +18,11 @@ from syncflow import cli
 from syncflow.errors import UserError
 from syncflow.media import probe
 from syncflow.models.checkpoints import CARD, WEIGHTS, load_card, load_model, save_model
-from syncflow.models.command import parse_size
 from syncflow.models.generation import Known, generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
 from syncflow.models.outputs import slug
 from syncflow.models.pipeline import SyncFlowPipeline
+from syncflow.models.prompts import parse_size
 from syncflow.models.sampler import time_grid
 
 # -- model directories ---------------------------------------------------------------------------------------------
