@@ -45,6 +45,8 @@ def main(argv: list[str], open_tracker: OpenTracker) -> int:
     configs = load_stages(path, argv[1:])
     if launch.is_rank():
         return launch.run_rank(lambda: _train(configs, open_tracker))
+    if configs[0].dry_run:
+        return _dry_run(configs)
     todo = [config for config in configs if not _done(config)]
     if not todo:
         for config in configs:
@@ -76,7 +78,7 @@ def load_stages(path: Path, argv: list[str]) -> list:
     files = sorted(p for p in path.glob("*.yaml") if re.match(r"[1-9]\d*_", p.name))
     if not files:
         raise UserError(f"{path}: no stages here (files named 1_NAME.yaml, 2_NAME.yaml, …)")
-    if not output and "-h" not in argv and "--help" not in argv:
+    if not output and not {"-h", "--help", "--dry-run"} & set(argv):
         raise UserError(f"{path}: output is not given: add --output DIR")
     configs: list = []
     for file in files:
@@ -90,6 +92,15 @@ def load_stages(path: Path, argv: list[str]) -> list:
     if len({(c.ranks, c.nodes) for c in configs}) > 1:
         raise UserError(f"{path}: stages differ in ranks or nodes: give --ranks, or run them one by one")
     return configs
+
+
+def _dry_run(configs: list) -> int:
+    from syncflow.train.estimate import dry_run
+    from syncflow.train.loader import open_source
+
+    for config in configs:
+        print(dry_run(config, open_source(config) if config.datasets else None))
+    return 0
 
 
 def _unmade_parent(config, configs: list) -> bool:

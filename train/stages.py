@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,12 +15,14 @@ from syncflow.config import save
 from syncflow.errors import UserError
 from syncflow.models.checkpoints import check_same, load_card, load_weights
 from syncflow.models.d_dit import DualDiT
+from syncflow.models.flops import forward_cost
 from syncflow.tracker import OpenTracker, Tracker
 from syncflow.train import engine as engines
 from syncflow.train.checkpoint import Checkpoint, Progress, Saver, find_latest
 from syncflow.train.config import StageConfig
 from syncflow.train.ema import Ema
 from syncflow.train.engine import Engine, Ranks
+from syncflow.train.estimate import clip_lengths, peak_flops, training_flops
 from syncflow.train.launch import StopRequest
 from syncflow.train.loader import Source, open_source, training_batches
 from syncflow.train.loop import Training, train
@@ -88,7 +91,7 @@ def run_stage(config: StageConfig, ranks: Ranks, open_tracker: OpenTracker, stop
         tracker = open_tracker(config.tracking, config.name, output)
         tracker.params(_flat(config.model_dump(mode="json")))
         tracker.tags(_tags(config, source, parent))
-        report = Report(config, tracker, *_per_clip(config, source), 0.0)
+        report = Report(config, tracker, *_per_clip(config, source), peak_flops(ranks.world_size))
         for problem in problems:
             report.say(f"{problem}; it is passed over")
         report.say(_opening(config, ranks, progress, engine, source, time.monotonic() - began))
@@ -101,7 +104,7 @@ def run_stage(config: StageConfig, ranks: Ranks, open_tracker: OpenTracker, stop
         batches=training_batches(config, source, ranks.rank, ranks.world_size, progress.step),
         saver=Saver(output / "checkpoints", ranks, config.checkpoint.keep),
         report=report,
-        validate=lambda step: None,
+        validate=_validation(config, source, ranks, engine, ema, parent, tracker),
         stop=stop,
         watchdog=Watchdog(output / "watch", ranks, config.guard.stall_s),
     )
@@ -161,6 +164,25 @@ def _hand_on(run: Training, source: Source, parent: Path | None, parent_sha256: 
     engines.barrier()
 
 
+def _validation(
+    config: StageConfig,
+    source: Source,
+    ranks: Ranks,
+    engine: Engine,
+    ema: Ema,
+    parent: Path | None,
+    tracker: Tracker | None,
+) -> Callable[[int], None]:
+    if not config.validation.every:
+        return lambda step: None
+    from syncflow.train.validate import Validation
+
+    def frozen() -> dict[str, Tensor]:
+        return initial_state(config, parent)
+
+    return Validation(config, source, ranks, engine, ema, frozen, Path(config.output), tracker)
+
+
 def _identity(config: StageConfig, source: Source, parent_sha256: str) -> str:
     """What may not change between a checkpoint and its resumption, as JSON."""
     return json.dumps(
@@ -186,12 +208,12 @@ def _digest(text: str) -> str:
 
 
 def _per_clip(config: StageConfig, source: Source) -> tuple[int, float, float]:
-    """Tokens, seconds of media and forward-and-backward FLOPs of the commonest clip."""
+    """Tokens, seconds of media and training FLOPs of the commonest clip."""
+    lengths = clip_lengths(config, source)
+    cost = forward_cost(config.model, lengths)
     bucket = max((b for d in source.datasets for b in d.card.buckets), key=lambda b: b.samples)
-    _, frames, rows, cols = bucket.video_shape
-    pt, ph, pw = config.model.video.patch_size
-    tokens = -(-frames // pt) * -(-rows // ph) * -(-cols // pw) + bucket.audio_shape[1]
-    return tokens, float(bucket.num_frames / source.datasets[0].card.fps), 0.0
+    seconds = float(bucket.num_frames / source.datasets[0].card.fps)
+    return cost.video_tokens + lengths.audio_frames, seconds, training_flops(config, cost)
 
 
 def _opening(
