@@ -92,11 +92,13 @@ def curves(spool: Path) -> str:
 
 
 def table(path: Path) -> dict[str, Any]:
-    """The evaluation's numbers as a table: a row per set of clips, a column per metric."""
+    """The evaluation's numbers as a table: a row per metric, a column per set of clips."""
     sets = json.loads(path.read_text())["sets"]
     names = list(dict.fromkeys(name for one in sets for name in one["metrics"]))
-    rows = [{"name": one["name"], "cells": [_cell(one["metrics"].get(name)) for name in names]} for one in sets]
-    return {"names": [name.replace("_", " ") for name in names], "sets": rows}
+    rows = [
+        {"name": name.replace("_", " "), "cells": [_cell(one["metrics"].get(name)) for one in sets]} for name in names
+    ]
+    return {"sets": [f"{one['name']} ({one['clips']} clips)" for one in sets], "rows": rows}
 
 
 def _cell(metric: dict[str, Any] | None) -> str:
