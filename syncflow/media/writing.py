@@ -99,9 +99,9 @@ def write_video(
         arguments = ffmpeg.output(*streams, FILE, **options).compile(cmd=[])
         arguments = [f"file:{temporary}" if word == FILE else word for word in arguments]
         data = np.ascontiguousarray(frames).data.cast("B")
-        _, errors = run(path, arguments, timeout_s, data=data, pass_fds=(sound_file.fileno(),))
-        if not temporary.is_file() or not temporary.stat().st_size:
-            raise MediaError("unwritable", path, f"ffmpeg wrote nothing: {errors[-1] if errors else 'unknown reason'}")
+        code, errors = run(path, arguments, timeout_s, data=data, pass_fds=(sound_file.fileno(),))
+        if code:
+            raise MediaError("unwritable", path, f"cannot be written: {errors[-1] if errors else f'ffmpeg: {code}'}")
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int) -> None:
