@@ -12,10 +12,12 @@ import torch
 
 from syncflow.config import Config
 from syncflow.errors import UserError
+from syncflow.models.autoencoders.codec import load_dac, load_encodec
 from syncflow.models.autoencoders.image import load_image
 from syncflow.models.autoencoders.oobleck import load_oobleck
 from syncflow.models.autoencoders.opensora import SCALE, load_opensora
 from syncflow.models.autoencoders.protocol import AudioAutoencoder, Posterior, VideoAutoencoder
+from syncflow.models.autoencoders.video import load_cogvideox, load_hunyuan, load_ltx, load_wan
 from syncflow.models.resolve import check_identity, identity_hash, located, resolve
 from syncflow.samples import EncoderIdentity, first_line
 
@@ -35,13 +37,15 @@ class AutoencoderSpec(Config):
     """Which autoencoder, and where its weights are."""
 
     kind: str
-    """Video: image (frame by frame), opensora. Audio: oobleck."""
+    """Video: image (frame by frame), opensora, wan, cogvideox, ltx, hunyuan. Audio: oobleck, encodec, dac."""
     path: str
-    """Folder of weights, hub repository OWNER/NAME, or package:MODULE/FOLDER."""
+    """Folder of weights, hub repository OWNER/NAME[@REVISION], or package:MODULE/FOLDER."""
     subfolder: str = ""
     """Folder inside of `path`, for example vae."""
     frames_at_once: int = 32
-    """Frames coded together: less needs less memory and gives the same latents."""
+    """Frames (kinds image and opensora) coded together: less needs less memory and gives the same latents."""
+    tiling: bool = False
+    """Code large pictures, or minutes of sound, in overlapping tiles: less memory, slight differences at seams."""
     sha256: str = ""
     """Identity hash that the weights must have; empty accepts any."""
 
@@ -59,41 +63,18 @@ class Family:
 
 
 VIDEO = {
-    "image": Family(
-        lambda spec, folder, identity, device, dtype: load_image(folder, identity, device, dtype, spec.frames_at_once),
-        channels=lambda config: config["latent_channels"],
-    ),
-    "opensora": Family(
-        lambda spec, folder, identity, device, dtype: load_opensora(
-            folder, identity, device, dtype, spec.frames_at_once
-        ),
-        channels=lambda config: len(config.get("scale", SCALE)),
-    ),
+    "image": Family(load_image, lambda config: config["latent_channels"]),
+    "opensora": Family(load_opensora, lambda config: len(config.get("scale", SCALE))),
+    "wan": Family(load_wan, lambda config: config["z_dim"]),
+    "cogvideox": Family(load_cogvideox, lambda config: config["latent_channels"]),
+    "ltx": Family(load_ltx, lambda config: config["latent_channels"]),
+    "hunyuan": Family(load_hunyuan, lambda config: config["latent_channels"]),
 }
 AUDIO = {
-    "oobleck": Family(
-        lambda _, folder, identity, device, dtype: load_oobleck(folder, identity, device, dtype),
-        channels=lambda config: config["decoder_input_channels"],
-    ),
+    "oobleck": Family(load_oobleck, lambda config: config["decoder_input_channels"]),
+    "encodec": Family(load_encodec, lambda config: config["hidden_size"]),
+    "dac": Family(load_dac, lambda config: config["encoder_hidden_size"] * 2 ** len(config["downsampling_ratios"])),
 }
-
-
-def identify_video_autoencoder(spec: AutoencoderSpec) -> EncoderIdentity:
-    """The `identity` of the autoencoder that would be loaded, from its files alone.
-
-    Raises:
-        UserError: as `load_video_autoencoder`.
-    """
-    return _identify(VIDEO, "video_autoencoder", spec)[0]
-
-
-def identify_audio_autoencoder(spec: AutoencoderSpec) -> EncoderIdentity:
-    """The `identity` of the autoencoder that would be loaded, from its files alone.
-
-    Raises:
-        UserError: as `load_audio_autoencoder`.
-    """
-    return _identify(AUDIO, "audio_autoencoder", spec)[0]
 
 
 def load_video_autoencoder(
@@ -116,13 +97,30 @@ def load_audio_autoencoder(
     return _load(AUDIO, "audio_autoencoder", spec, device, dtype)
 
 
+def identify_video_autoencoder(spec: AutoencoderSpec) -> EncoderIdentity:
+    """The `identity` of the autoencoder that would be loaded, from its files alone.
+
+    Raises:
+        UserError: as `load_video_autoencoder`.
+    """
+    return _identify(VIDEO, "video_autoencoder", spec)[0]
+
+
+def identify_audio_autoencoder(spec: AutoencoderSpec) -> EncoderIdentity:
+    """The `identity` of the autoencoder that would be loaded, from its files alone.
+
+    Raises:
+        UserError: as `load_audio_autoencoder`.
+    """
+    return _identify(AUDIO, "audio_autoencoder", spec)[0]
+
+
 def _identify(kinds: dict[str, Family], field: str, spec: AutoencoderSpec) -> tuple[EncoderIdentity, Path]:
     if spec.kind not in kinds:
         raise UserError(f"{field}.kind: {spec.kind!r} is not known; choose from {', '.join(kinds)}")
     folder = resolve(spec.path, field=f"{field}.path", subfolder=spec.subfolder)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        channels = kinds[spec.kind].channels(config)
+        channels = kinds[spec.kind].channels(json.loads((folder / "config.json").read_text()))
     except FileNotFoundError:
         raise UserError(f"{field}.path: {folder} has no config.json, so it is not a saved autoencoder") from None
     except (ValueError, KeyError) as error:
@@ -137,6 +135,12 @@ def _load(
 ) -> Any:
     identity, folder = _identify(kinds, field, spec)
     try:
-        return kinds[spec.kind].load(spec, folder, identity, torch.device(device), dtype)
+        autoencoder = kinds[spec.kind].load(spec, folder, identity, torch.device(device), dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{field}.path: {folder} cannot be read as kind {spec.kind}: {first_line(error)}") from error
+    if spec.tiling:
+        tile = getattr(autoencoder.net, "enable_tiling", None)
+        if tile is None:
+            raise UserError(f"{field}.tiling: kind {spec.kind} has no tiling; leave it off")
+        tile()
+    return autoencoder

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from syncflow.clock import LatentGrid, uniform_grid
 from syncflow.models.autoencoders.diffusers_net import load_net
 from syncflow.models.autoencoders.protocol import Posterior, check_frames
 from syncflow.samples import EncoderIdentity
+
+if TYPE_CHECKING:
+    from syncflow.models.autoencoders import AutoencoderSpec
 
 
 class ImageAutoencoder:
@@ -70,13 +73,13 @@ class ImageAutoencoder:
 
 
 def load_image(
-    folder: Path, identity: EncoderIdentity, device: torch.device, dtype: torch.dtype, frames_at_once: int
+    spec: AutoencoderSpec, folder: Path, identity: EncoderIdentity, device: torch.device, dtype: torch.dtype
 ) -> ImageAutoencoder:
     """The image autoencoder that diffusers saved in `folder`."""
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     net = load_net((AutoencoderKL, AutoencoderTiny), folder, device, dtype)
-    return ImageAutoencoder(net, identity, frames_at_once)
+    return ImageAutoencoder(net, identity, spec.frames_at_once)
 
 
 def fold_of(net: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from syncflow.clock import LatentGrid, uniform_grid
 from syncflow.models.autoencoders.diffusers_net import load_net
 from syncflow.models.autoencoders.protocol import Posterior, check_samples
 from syncflow.samples import EncoderIdentity
+
+if TYPE_CHECKING:
+    from syncflow.models.autoencoders import AutoencoderSpec
 
 
 class OobleckAutoencoder:
@@ -55,7 +58,7 @@ class OobleckAutoencoder:
 
 
 def load_oobleck(
-    folder: Path, identity: EncoderIdentity, device: torch.device, dtype: torch.dtype
+    spec: AutoencoderSpec, folder: Path, identity: EncoderIdentity, device: torch.device, dtype: torch.dtype
 ) -> OobleckAutoencoder:
     """The Oobleck autoencoder that diffusers saved in `folder`."""
     from diffusers import AutoencoderOobleck

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +22,9 @@ from syncflow.errors import UserError
 from syncflow.models.autoencoders.opensora_temporal import TemporalConfig, TemporalVAE
 from syncflow.models.autoencoders.protocol import Posterior, check_frames
 from syncflow.samples import EncoderIdentity
+
+if TYPE_CHECKING:
+    from syncflow.models.autoencoders import AutoencoderSpec
 
 SPATIAL_SCALE = 0.18215
 SHIFT = (-0.10, 0.34, 0.27, 0.98)
@@ -57,6 +60,9 @@ class OpenSoraNet(nn.Module):
         self.temporal_vae = TemporalVAE(TemporalConfig(**temporal))
         self.register_buffer("shift", torch.tensor(config.get("shift", SHIFT)).view(1, -1, 1, 1, 1))
         self.register_buffer("scale", torch.tensor(config.get("scale", SCALE)).view(1, -1, 1, 1, 1))
+
+    def enable_tiling(self) -> None:
+        self.spatial_vae.module.enable_tiling()
 
 
 class OpenSoraAutoencoder:
@@ -112,7 +118,7 @@ class OpenSoraAutoencoder:
 
 
 def load_opensora(
-    folder: Path, identity: EncoderIdentity, device: torch.device, dtype: torch.dtype, frames_at_once: int
+    spec: AutoencoderSpec, folder: Path, identity: EncoderIdentity, device: torch.device, dtype: torch.dtype
 ) -> OpenSoraAutoencoder:
     """The autoencoder in a folder of the hub's layout: config.json and safetensors."""
     config = json.loads((folder / "config.json").read_text())
@@ -123,7 +129,7 @@ def load_opensora(
         opensora_net(config, weights).to(device, dtype),
         identity,
         chunk_frames=config.get("micro_frame_size") or 17,
-        frames_at_once=frames_at_once,
+        frames_at_once=spec.frames_at_once,
     )
 
 
