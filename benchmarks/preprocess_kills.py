@@ -40,6 +40,7 @@ from syncflow.preprocess.work import Work
 from syncflow.preprocess.worker import Worker
 from syncflow.samples import open_dataset
 
+INLINE = "inline"
 KINDS = ("driver", "worker", "node", "driver and worker")
 
 
@@ -53,7 +54,7 @@ class Slow:
         return
 
     def __call__(self, works: Sequence[Work]) -> None:
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 class SlowWorker(Worker):
@@ -88,7 +89,7 @@ def job(config: PreprocessConfig, out: Path, address: str) -> None:
     log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    ray_config = config.ray.model_copy(update={"address": address})
+    ray_config = RayConfig(workers=0) if address == INLINE else config.ray.model_copy(update={"address": address})
     preprocess(config.model_copy(update={"ray": ray_config}), output=out, worker=SlowWorker)
 
 
@@ -133,10 +134,11 @@ def contents(out: Path) -> dict[str, Any]:
 
 def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, length_s: float) -> dict[str, Any]:
     rng = random.Random(number)
-    kind = KINDS[number % len(KINDS)]
+    address = INLINE if cluster is None else cluster.address
+    kind = "driver" if cluster is None else KINDS[number % len(KINDS)]
     out = folder / f"trial-{number}"
     kills: list[str] = []
-    process = start(config, out, cluster.address)
+    process = start(config, out, address)
     code: int | None = None
     for _ in range(rng.randint(1, 3) if kind == "driver" else rng.randint(1, 2) if kind == "worker" else 1):
         delay_s = rng.uniform(0.1, 0.9) * length_s
@@ -154,30 +156,38 @@ def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, len
             process.kill()
             process.join()
             kills.append(f"driver at {delay_s:.1f} s")
-            process = start(config, out, cluster.address)
+            process = start(config, out, address)
     if code is None:
         code = wait(process)
     return {"trial": number, "kind": kind, "kills": kills, "code": code, **(contents(out) if code == 0 else {})}
+
+
+def two_nodes() -> Any:
+    """A head without room for workers, and two nodes."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    return cluster
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--inline", action="store_true", help="no Ray: the process that does all the work is killed")
     parser.add_argument("-o", "--output", type=Path, default=Path("kills.json"))
     options = parser.parse_args()
-    PROCESSES.set_forkserver_preload(["__main__"])
-    from ray.cluster_utils import Cluster
-
+    PROCESSES.set_forkserver_preload(["__main__", "diffusers.models.autoencoders", "transformers"])
     folder = Path(tempfile.mkdtemp(prefix="syncflow-kills-"))
     config = make_input(folder, options.clips)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    cluster = None if options.inline else two_nodes()
+    address = INLINE if cluster is None else cluster.address
     results: list[dict[str, Any]] = []
     try:
         began = time.monotonic()
-        assert wait(start(config, folder / "reference", cluster.address)) == 0, (folder / "reference.log").read_text()
+        assert wait(start(config, folder / "reference", address)) == 0, (folder / "reference.log").read_text()
         length_s = time.monotonic() - began
         reference = contents(folder / "reference")
         print(f"undisturbed: {length_s:.1f} s, {len(reference['ids'])} clips", flush=True)
@@ -190,7 +200,8 @@ def main() -> int:
                 print(json.dumps({k: v for k, v in found.items() if v != reference.get(k)}), flush=True)
                 shutil.copytree(folder / f"trial-{number}", options.output.with_suffix(f".trial-{number}"))
     finally:
-        cluster.shutdown()
+        if cluster is not None:
+            cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
     good = sum(result["same"] for result in results)
     hits = sum(len(result["kills"]) for result in results)

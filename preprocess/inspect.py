@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,8 +109,10 @@ def decode(dataset: Dataset, config: InspectConfig) -> int:
     config.output.mkdir(parents=True, exist_ok=True)
     count = min(config.decode, len(dataset))
     rows = []
-    for k in tqdm(range(count), unit=" clips", disable=not is_terminal()):
-        sample = dataset.read(k * len(dataset) // count)
+    # By chance, not in step: what is looked at must not depend on a rhythm in the data.
+    chosen = sorted(random.Random(0).sample(range(len(dataset)), count))
+    for k in tqdm(chosen, unit=" clips", disable=not is_terminal()):
+        sample = dataset.read(k)
         record = sample.record
         frames, waveform = decode_sample(sample, video, audio)
         name = f"{record.id}.mp4"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 from syncflow.clock import Span, windows
@@ -11,11 +10,10 @@ from syncflow.media import MediaError, MediaInfo, probe
 from syncflow.preprocess.config import BucketSize, PreprocessConfig
 from syncflow.preprocess.fetch import Fetcher
 from syncflow.preprocess.plan import ClipPlan, Source, clip_id, reject
+from syncflow.preprocess.shots import Shots
 from syncflow.samples import Reject
 
 STAGE = "probe"
-
-Shots = Callable[[MediaInfo, Span], list[Span]]
 
 
 def survey(source: Source, config: PreprocessConfig, fetcher: Fetcher, shots: Shots) -> list[ClipPlan] | Reject:
@@ -71,7 +69,3 @@ def choose_bucket(width: int, height: int, duration_s: Fraction, config: Preproc
         return (-bucket.num_frames, round(aspect, 6), enlarged, area if enlarged else -area)
 
     return min(fitting, key=badness)
-
-
-def no_shots(info: MediaInfo, span: Span) -> list[Span]:
-    return [span]

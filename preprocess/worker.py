@@ -27,6 +27,7 @@ from syncflow.preprocess.fetch import Fetcher
 from syncflow.preprocess.filters import filter_stages
 from syncflow.preprocess.plan import SURVEY, ClipPlan, Source, Unit, parse_survey, reject, survey_json
 from syncflow.preprocess.shards import ShardWriter
+from syncflow.preprocess.shots import Shots, make_shots
 from syncflow.preprocess.store import LocalStore, Store, open_store
 from syncflow.preprocess.work import Stage, Work, batches, run_stage
 from syncflow.samples import Bucket, EncoderIdentity, Reject, ShardMarker
@@ -86,6 +87,7 @@ class Worker:
         self.encode = Encode()
         self.stages: list[Stage] = [GivenCaption(), Decode(self.fetcher), *filter_stages(config.filters), self.encode]
         self._is_set_up = False
+        self._find_shots: Shots | None = None
         self._journal = Journal(self.store)
         self._done = self._kept = 0
 
@@ -143,11 +145,16 @@ class Worker:
             data = self.store.read(unit.marker) or data
         return outcome(unit, data)
 
+    def _shots(self) -> Shots:
+        if self._find_shots is None:
+            self._find_shots = make_shots(self.config.split.shots, self.device)
+        return self._find_shots
+
     def _survey_one(self, source: Source, trouble: Trouble) -> list[ClipPlan] | Reject:
         if source.id in trouble.quarantined:
             return reject(source, survey.STAGE, trouble.quarantined[source.id], "killed its workers, or hung")
         with self._journal.watch([source.id]):
-            return survey.survey(source, self.config, self.fetcher, survey.no_shots)
+            return survey.survey(source, self.config, self.fetcher, self._shots())
 
     def _shard(self, unit: Unit, fingerprint: str, trouble: Trouble) -> Outcome:
         writer = ShardWriter(self.store, unit.bucket, unit.name)
