@@ -17,6 +17,7 @@ from train_data import TINY, ListTracker, read_losses, train, write_dataset, wri
 
 from syncflow.errors import UserError
 from syncflow.models.checkpoints import load_model
+from syncflow.samples import ShardMarker, StoredSample
 
 
 @pytest.fixture(scope="module")
@@ -149,40 +150,41 @@ def test_several_data_sets_and_buckets_are_mixed(stages: Path, tmp_path: Path) -
     assert train([str(mixed), "--output", str(tmp_path / "out"), "--steps", "6"]) == 0
 
 
+def _scale_latents(monkeypatch: pytest.MonkeyPatch, factor: float, clips: str) -> None:
+    """Clips whose id ends so come off the disk with their video latents scaled."""
+    from syncflow.train.reading import ShardReader
+
+    original = ShardReader.read
+
+    def scaled(self: ShardReader, shard: ShardMarker, place: int) -> StoredSample:
+        sample = original(self, shard, place)
+        if sample.record.id.endswith(clips):
+            sample.tensors["video_mean"] = sample.tensors["video_mean"].float() * factor
+        return sample
+
+    monkeypatch.setattr(ShardReader, "read", scaled)
+
+
 def test_nan_latents_are_skipped_counted_and_named(
-    dataset: Path, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: Path, stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from syncflow.train import loader
-
-    original = loader.draw_posterior
-
-    def poisoned(sample, modality, stats, generator):  # type: ignore[no-untyped-def]
-        z = original(sample, modality, stats, generator)
-        return z * math.nan if sample.record.id.endswith("0003") else z
-
-    monkeypatch.setattr(loader, "draw_posterior", poisoned)
     args = [str(stages / "1_video.yaml"), "--data.path", str(dataset)]
-    assert train([*args, "--output", str(tmp_path / "skips"), "--steps", "12"]) == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _scale_latents(monkeypatch, math.nan, "0003")
+        assert train([*args, "--output", str(tmp_path / "skips"), "--steps", "12"]) == 0
     said = capsys.readouterr().err
     assert "skipped: the loss is not finite" in said
     assert "s0-b0-0003" in said
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "skips").values())
 
-    monkeypatch.setattr(loader, "draw_posterior", lambda *args: original(*args) * math.nan)
-    with pytest.raises(UserError, match=r"3 steps in a row were skipped up to step 3: .*clips of the last batch: s0-"):
-        train([*args, "--output", str(tmp_path / "stops"), "--steps", "12", "--guard.max-skipped", "3"])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _scale_latents(monkeypatch, math.nan, "")
+        with pytest.raises(UserError, match=r"3 steps in a row were skipped up to step 3: .*of the last batch: s0-"):
+            train([*args, "--output", str(tmp_path / "stops"), "--steps", "12", "--guard.max-skipped", "3"])
 
 
 def test_a_spike_is_skipped(dataset: Path, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from syncflow.train import loader
-
-    original = loader.draw_posterior
-
-    def loud(sample, modality, stats, generator):  # type: ignore[no-untyped-def]
-        z = original(sample, modality, stats, generator)
-        return z * 1e4 if sample.record.id.endswith("0003") else z
-
-    monkeypatch.setattr(loader, "draw_posterior", loud)
+    _scale_latents(monkeypatch, 1e4, "0003")
     out = tmp_path / "spike"
     args = ["--data.path", str(dataset), "--output", str(out), "--steps", "30", "--optimizer.clip", "0"]
     assert train([str(stages / "1_video.yaml"), *args]) == 0

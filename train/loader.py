@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from syncflow.errors import UserError
-from syncflow.models.flow import sample_t, shift_ratio
+from syncflow.models.flow import sample_t, shift_ratio, shift_t
+from syncflow.models.latents import normalise
 from syncflow.samples import TENSORS, Batch, ChannelStats, ClipRecord, StoredSample, open_dataset
 from syncflow.samples import Dataset as ClipDataset
 from syncflow.train.config import StageConfig
@@ -36,10 +37,12 @@ class Example:
     t: Tensor  # (B,) float32, shared by both modalities
     video_noise: Tensor  # (B, C_v, T_v, H, W) float32
     audio_noise: Tensor  # (B, C_a, T_a) float32
+    padded: bool
+    """Whether any mask is false somewhere; without masks attention is faster."""
 
     def to(self, device: torch.device | str) -> Example:
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "batch"}
-        return Example(self.batch.to(device), **moved)
+        t, video, audio = (x.to(device, non_blocking=True) for x in (self.t, self.video_noise, self.audio_noise))
+        return Example(self.batch.to(device), t, video, audio, self.padded)
 
 
 @dataclass(frozen=True)
@@ -91,50 +94,51 @@ class MicroBatches(Dataset):
 
 def collate(config: StageConfig, source: Source, samples: list[tuple[StoredSample, int]]) -> Example:
     """Stored clips, each with the number of its visit, to what a training step sees."""
-    video, audio, video_noise, audio_noise, times, dropped = [], [], [], [], [], []
-    for sample, visit in samples:
-        generator = _generator("draw", config.seed, sample.record.id, visit)
-        z_video = draw_posterior(sample, "video", source.video_stats, generator)  # (C_v, T_v, H, W)
-        z_audio = draw_posterior(sample, "audio", source.audio_stats, generator)  # (C_a, T_a)
-        video.append(z_video)
-        audio.append(z_audio)
-        video_noise.append(torch.randn(z_video.shape, generator=generator))
-        audio_noise.append(torch.randn(z_audio.shape, generator=generator))
-        times.append(draw_t(config, sample.record, generator))
-        dropped.append(float(torch.rand((), generator=generator)) < config.data.caption_dropout)
-    text, text_mask = _pad_text([sample.tensors["text"] for sample, _ in samples], config.data.max_tokens)
     records = [sample.record for sample, _ in samples]
-    video_time_s = torch.stack([sample.tensors["video_time_s"].float() for sample, _ in samples])  # (B, T_v, 2)
-    audio_time_s = torch.stack([sample.tensors["audio_time_s"].float() for sample, _ in samples])  # (B, T_a, 2)
+    tensors = [sample.tensors for sample, _ in samples]
+    video_mean, video_std, audio_mean, audio_std = (
+        torch.stack([t[name] for t in tensors]).float()
+        for name in ("video_mean", "video_std", "audio_mean", "audio_std")
+    )
+    # One draw per clip, cut into its four noises: many small calls would cost more than reading the clip.
+    sizes = [video_mean[0].numel(), audio_mean[0].numel()] * 2
+    noise = torch.empty(len(samples), sum(sizes))
+    times, dropped = [], []
+    for row, (sample, visit) in zip(noise, samples, strict=True):
+        generator = _generator("draw", config.seed, sample.record.id, visit)
+        torch.randn(row.shape, generator=generator, out=row)
+        times.append(sample_t(1, config.flow, generator=generator))
+        dropped.append(torch.rand(1, generator=generator))
+    video_draw, audio_draw, video_noise, audio_noise = (
+        part.reshape(like.shape) for part, like in zip(noise.split(sizes, 1), [video_mean, audio_mean] * 2, strict=True)
+    )
+    video_time_s = torch.stack([t["video_time_s"] for t in tensors]).float()  # (B, T_v, 2)
+    audio_time_s = torch.stack([t["audio_time_s"] for t in tensors]).float()  # (B, T_a, 2)
+    text, text_mask = _pad_text([t["text"] for t in tensors], config.data.max_tokens)
     batch = Batch(
         ids=[record.id for record in records],
-        video=torch.stack(video),
-        video_mask=torch.stack([_video_mask(r, t) for r, t in zip(records, video_time_s, strict=True)]),
+        video=normalise(video_mean + video_std * video_draw, source.video_stats),
+        video_mask=_video_mask(records, video_time_s),
         video_time_s=video_time_s,
-        audio=torch.stack(audio),
-        audio_mask=torch.stack([_audio_mask(r, t) for r, t in zip(records, audio_time_s, strict=True)]),
+        audio=normalise(audio_mean + audio_std * audio_draw, source.audio_stats),
+        audio_mask=_audio_mask(records, audio_time_s),
         audio_time_s=audio_time_s,
         text=text,
         text_mask=text_mask,
-        null_text=torch.tensor(dropped),
+        null_text=torch.cat(dropped) < config.data.caption_dropout,
         fps=torch.tensor([float(record.fps) for record in records]),
         size=torch.tensor([[float(record.height), float(record.width)] for record in records]),
     )
-    return Example(batch, torch.cat(times), torch.stack(video_noise), torch.stack(audio_noise))
+    padded = not bool(batch.video_mask.all() and batch.audio_mask.all())
+    return Example(batch, _shift(config, records, torch.cat(times)), video_noise, audio_noise, padded)
 
 
-def draw_posterior(sample: StoredSample, modality: str, stats: ChannelStats, generator: torch.Generator) -> Tensor:
-    """z1 = (mean + std·ε − stats.mean) / stats.std per channel, ε ~ N(0, I)."""
-    mean, std = sample.tensors[f"{modality}_mean"].float(), sample.tensors[f"{modality}_std"].float()
-    z = mean + std * torch.randn(mean.shape, generator=generator)
-    per_channel = (-1,) + (1,) * (z.ndim - 1)
-    return (z - torch.tensor(stats.mean).view(per_channel)) / torch.tensor(stats.std).view(per_channel)
-
-
-def draw_t(config: StageConfig, record: ClipRecord, generator: torch.Generator) -> Tensor:
-    """(1,) float32: the flow's time of one clip."""
-    ratio = shift_ratio(record.width * record.height, record.num_frames, config.flow)
-    return sample_t(1, config.flow, generator=generator, ratio=ratio)
+def _shift(config: StageConfig, records: list[ClipRecord], t: Tensor) -> Tensor:
+    """(B,) t moved towards noise for large and long clips, where the stage says so."""
+    if not config.flow.shift:
+        return t
+    ratios = [shift_ratio(record.width * record.height, record.num_frames, config.flow) for record in records]
+    return shift_t(t, torch.tensor(ratios))
 
 
 def training_batches(
@@ -248,26 +252,24 @@ def _pool_stats(cards: list, weights: list[float]) -> tuple[ChannelStats, Channe
 
 def _pad_text(texts: list[Tensor], limit: int) -> tuple[Tensor, Tensor]:
     """(B, L, D) and its mask; L is a multiple of 16, so that few shapes occur."""
-    texts = [text[:limit] for text in texts]
-    longest = max(len(text) for text in texts)
-    length = max(1, min(limit, -(-longest // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE))
+    lengths = [min(len(text), limit) for text in texts]
+    length = max(1, min(limit, -(-max(lengths) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE))
     padded = torch.zeros(len(texts), length, texts[0].shape[1])
-    mask = torch.zeros(len(texts), length, dtype=torch.bool)
-    for i, text in enumerate(texts):
-        padded[i, : len(text)] = text.float()
-        mask[i, : len(text)] = True
-    return padded, mask
+    for row, text, n in zip(padded, texts, lengths, strict=True):
+        row[:n] = text[:n]
+    return padded, torch.arange(length) < torch.tensor(lengths)[:, None]
 
 
-def _video_mask(record: ClipRecord, time_s: Tensor) -> Tensor:
-    """(T_v,): latents that start before the source's last real frame ends."""
-    return time_s[:, 0] < record.valid_frames / float(record.fps)
+def _video_mask(records: list[ClipRecord], time_s: Tensor) -> Tensor:
+    """(B, T_v): latents that start before the source's last real frame ends."""
+    ends_s = torch.tensor([record.valid_frames / float(record.fps) for record in records])
+    return time_s[:, :, 0] < ends_s[:, None]
 
 
-def _audio_mask(record: ClipRecord, time_s: Tensor) -> Tensor:
-    """(T_a,): latents that overlap the samples the source really has."""
-    first_s, end_s = (n / record.sample_rate for n in record.valid_samples)
-    return (time_s[:, 0] < end_s) & (time_s[:, 1] > first_s)
+def _audio_mask(records: list[ClipRecord], time_s: Tensor) -> Tensor:
+    """(B, T_a): latents that overlap the samples the source really has."""
+    valid_s = torch.tensor([[n / record.sample_rate for n in record.valid_samples] for record in records])  # (B, 2)
+    return (time_s[:, :, 0] < valid_s[:, 1:]) & (time_s[:, :, 1] > valid_s[:, :1])
 
 
 def _generator(*key: object) -> torch.Generator:
