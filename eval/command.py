@@ -12,12 +12,8 @@ from pydantic import Field, field_validator
 
 from syncflow.config import Config, flag_value, load, save
 from syncflow.errors import UserError
+from syncflow.eval.catalogue import DEFAULT, METRICS
 from syncflow.tracker import OpenTracker, TrackingConfig
-
-METRICS = {
-    "av_align": "onsets against peaks of optical flow, as published (IoU)",
-    "onset_offset": "signed offset in ms, events within 40/80/160 ms, precision, recall, F1",
-}
 
 
 class EvaluateConfig(Config):
@@ -34,8 +30,10 @@ class EvaluateConfig(Config):
     """Folder of real videos: the ceiling, and the reference set of distances. Clips pair by file name."""
     captions: Path | None = None
     """CSV or JSONL with the columns uri and caption."""
-    metrics: str = ",".join(METRICS)
-    """Comma-separated names of metrics, or `all`."""
+    metrics: str = ",".join(DEFAULT)
+    """Comma-separated names, or `all`: av_align, onset_offset, loudness, motion; with weights (`syncflow weights
+    list`) also fad_efficientat, kl_efficientat, is_efficientat, fad_clap, fad_vggish, fd_panns, fd_passt,
+    clap_score, clap_score_laion, clip_score, fvd_i3d, kvd_i3d, fvd_videomae, kvd_videomae, desync."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("evaluation")
     """Folder to write."""
     workers: int = Field(default=0, ge=0)
@@ -48,6 +46,12 @@ class EvaluateConfig(Config):
     """Also judge every picture with the sound of another clip: what chance gives."""
     shown: int = Field(default=48, ge=0)
     """Clips with players in the report, first by name."""
+    against: Path | None = None
+    """metrics.json of an earlier evaluation to compare with; refused where protocols differ."""
+    weights: Path | None = None
+    """Folder of weights; else $SYNCFLOW_WEIGHTS, else the user's cache."""
+    commercial_safe: bool = False
+    """Use no network whose licence forbids commercial use."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
 

@@ -44,7 +44,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = _features(a), _features(b)
     centred = [(x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b)]
     # orthonormal factors shrink both to at most D rows without changing the singular values
-    small = [np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x for x in centred]
+    small = [np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x for x in centred]
     roots = np.linalg.svd(small[0] @ small[1].T, compute_uv=False)
     gap = a.mean(axis=0) - b.mean(axis=0)
     spread = sum(float((x**2).sum()) for x in centred)

@@ -18,10 +18,11 @@ from syncflow import __version__
 from syncflow.clock import Span
 from syncflow.eval.av_align import audio_peaks, flow_curve, flow_peaks
 from syncflow.eval.clips import ClipFile, content_hash
+from syncflow.eval.loudness import integrated_loudness
 from syncflow.media import MediaError, MediaInfo, decode_span, ffmpeg_path, probe
 from syncflow.sync import align_curves, audio_onsets, impact_strength, motion_energy, motion_peaks, onset_strength
 
-REVISION = 1
+REVISION = 2
 """Raise when a measure changes, so that kept results of an older one are not used."""
 _ENVELOPE_POINTS = 400
 _DECODE_S = 120
@@ -40,6 +41,8 @@ class ClipMeasures:
     sample_rate: int
     peak: float
     """Largest amplitude of the sound, of full scale."""
+    loudness_lufs: float | None
+    """Integrated loudness; None for silence."""
     motion: float
     """Mean change of grey level (of 255) from frame to frame."""
     onsets_s: list[float]
@@ -96,6 +99,7 @@ def measure_clip(clip: ClipFile) -> ClipMeasures:
         height=info.height,
         sample_rate=rate,
         peak=float(np.abs(waveform).max(initial=0.0)),
+        loudness_lufs=integrated_loudness(waveform, rate),
         motion=float(energy.mean()),
         onsets_s=[float(t) for t in onsets_s],
         impacts_s=[float(t) for t in motion_peaks(frames, fps)],

@@ -29,8 +29,13 @@ TITLES = {
     "within_40ms": "Within ±40 ms",
     "within_80ms": "Within ±80 ms",
     "within_160ms": "Within ±160 ms",
+    "loudness": "Loudness",
+    "motion": "Motion",
+    "clip_score": "CLIP score",
+    "clap_score": "CLAP score",
+    "desync": "DeSync",
 }
-ARROWS = {"higher": "↑", "lower": "↓", "zero": "→ 0"}
+ARROWS = {"higher": "↑", "lower": "↓", "zero": "→ 0", "": ""}
 
 
 @dataclass
@@ -105,7 +110,7 @@ def _cell(score: Score | None, span: tuple[float, float]) -> dict[str, str]:
     if score is None or score.value is None:
         return {"value": "–", "why": score.not_computed if score else ""}
     signed = "+" if score.better == "zero" else ""
-    digits = ".0f" if score.unit == "ms" else ".3f"
+    digits = {"ms": ".0f", "LUFS": ".1f"}.get(score.unit, ".3f")
     between = ""
     if score.low is not None and score.high is not None:
         between = f"{score.low:{signed}{digits}} … {score.high:{signed}{digits}}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,17 @@ from syncflow.errors import UserError
 from syncflow.eval.clips import ClipSet, find_clips, read_captions, set_hash
 from syncflow.eval.measure import measure_cached
 from syncflow.eval.onset_offset import TOLERANCES_MS, clip_f1, hits
-from syncflow.eval.protocol import git_commit
-from syncflow.eval.scores import ClipScore, Score, score_av_align, score_clip, score_onset_offset, shuffled
+from syncflow.eval.protocol import Protocol, git_commit, refuse_unlike
+from syncflow.eval.scores import (
+    ClipScore,
+    Score,
+    score_av_align,
+    score_clip,
+    score_loudness,
+    score_motion,
+    score_onset_offset,
+    shuffled,
+)
 from syncflow.eval.work import default_workers, map_clips
 from syncflow.media import printable
 
@@ -27,7 +36,11 @@ if TYPE_CHECKING:
 SCORERS: dict[str, Callable[[Sequence[ClipScore], int, int], dict[str, Score]]] = {
     "av_align": score_av_align,
     "onset_offset": score_onset_offset,
+    "loudness": score_loudness,
+    "motion": score_motion,
 }
+CHANCE = ("av_align", "onset_offset")
+"""Metrics that another clip's sound can change."""
 
 
 @dataclass
@@ -49,6 +62,8 @@ class Evaluation:
     sets: list[JudgedSet]
     protocol: dict[str, Any]
     warnings: list[str]
+    against: list[dict[str, Any]] = field(default_factory=list)
+    """Changes since an earlier evaluation."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -64,6 +79,7 @@ class Evaluation:
                 for one in self.sets
             ],
             "warnings": self.warnings,
+            "against": self.against,
             "protocol": self.protocol,
         }
 
@@ -91,6 +107,9 @@ class Evaluation:
                 for f in one.files.failures
                 if one.role != "baseline"
             ]
+        lines += [
+            f"{row['set']}, {row['metric']}: {row['before']:.4g} before, {row['value']:.4g} now" for row in self.against
+        ]
         return "\n".join([*lines, f"report: {output / 'report.html'}"])
 
 
@@ -127,10 +146,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 f"{printable(files.folder)}: none of its {len(files.clips)} videos can be judged; "
                 f"the first, {first.clip}: {first.detail}"
             )
-        sets.append(JudgedSet(files, role, name, scores, _metrics(config, scores)))
+        sets.append(JudgedSet(files, role, name, scores, _metrics(config, scores, config.names)))
         if config.shuffled and role == "generated" and len(scores) > 1:
             mixed = shuffled(scores, config.seed)
-            sets.append(JudgedSet(files, "baseline", f"{name}, sound shuffled", mixed, _metrics(config, mixed)))
+            sets.append(JudgedSet(files, "baseline", f"{name}, sound shuffled", mixed, _metrics(config, mixed, CHANCE)))
+    _add_features(config, sets)
     protocol = {
         "version": __version__,
         "commit": git_commit(),
@@ -142,13 +162,35 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         },
     }
     result = Evaluation(sets, protocol, warnings + _unlike(sets))
+    if config.against is not None:
+        result.against = compare(sets, config.against)
     write(result, config)
     return result
 
 
-def _metrics(config: EvaluateConfig, scores: Sequence[ClipScore]) -> dict[str, Score]:
+def _add_features(config: EvaluateConfig, sets: Sequence[JudgedSet]) -> None:
+    """Metrics of network features, which need every set at hand."""
+    names = [name for name in config.names if name not in SCORERS]
+    if not names:
+        return
+    from syncflow.eval.backbones import weights_home
+    from syncflow.eval.feature_scores import Backbones, score_features
+
+    backbones = Backbones(weights_home(config.weights), config.output / "cache", config.commercial_safe)
+    reference = next((one.scores for one in sets if one.role == "reference"), None)
+    digest = set_hash(score.measures.sha256 for score in reference) if reference else ""
+    for one in sets:
+        if one.role != "baseline":
+            against = reference if one.role == "generated" else None
+            for name in names:
+                one.metrics[name] = score_features(
+                    name, one.scores, against, digest, backbones, config.seed, f"{one.name}: {name}"
+                )
+
+
+def _metrics(config: EvaluateConfig, scores: Sequence[ClipScore], names: Sequence[str]) -> dict[str, Score]:
     metrics: dict[str, Score] = {}
-    for name in config.names:
+    for name in (name for name in config.names if name in SCORERS and name in names):
         metrics |= SCORERS[name](scores, config.seed, config.resamples)
     return metrics
 
@@ -178,6 +220,29 @@ def _warnings(found: Sequence[tuple[ClipSet, str]], captions: dict[str, str]) ->
         if captions and not any(clip.caption for clip in files.clips):
             warnings.append(f"no caption names a clip of {files.name}")
     return warnings
+
+
+def compare(sets: Sequence[JudgedSet], earlier: Path) -> list[dict[str, Any]]:
+    """Numbers of an earlier metrics.json beside ours, for sets of the same name.
+
+    Raises:
+        UserError: the file is no metrics.json, has none of our sets, or a number was made by another protocol.
+    """
+    try:
+        before = {one["name"]: one["metrics"] for one in json.loads(earlier.read_text())["sets"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{printable(earlier)} is not a metrics.json: {error}") from error
+    rows = []
+    for one in sets:
+        for name, score in one.metrics.items():
+            old = before.get(one.name, {}).get(name, {})
+            if score.protocol and score.value is not None and old.get("protocol"):
+                theirs = Protocol(**{key: value for key, value in old["protocol"].items() if key != "id"})
+                refuse_unlike(str(earlier), score.protocol, theirs)
+                rows.append({"set": one.name, "metric": name, "before": old["value"], "value": score.value})
+    if not rows:
+        raise UserError(f"{printable(earlier)} has no number of {', '.join(one.name for one in sets)} to compare with")
+    return rows
 
 
 def _unlike(sets: Sequence[JudgedSet]) -> list[str]:

@@ -36,6 +36,8 @@ class Score:
     notes: tuple[str, ...] = ()
     protocol: Protocol | None = None
     not_computed: str = ""
+    extra: dict[str, float] = field(default_factory=dict)
+    """More of the same metric, for example FD∞."""
 
     def as_json(self) -> dict[str, Any]:
         if self.value is None:
@@ -48,6 +50,7 @@ class Score:
             "unit": self.unit,
             "better": self.better,
             "clips": self.clips,
+            **self.extra,
             "notes": list(self.notes),
             "protocol": protocol,
         }
@@ -137,6 +140,23 @@ def score_onset_offset(scores: Sequence[ClipScore], seed: int, resamples: int) -
         share = onset_offset.rates(events, tolerance, seed, resamples).get("recall")
         add(f"within_{tolerance}ms", share, "of events", "higher", eventful, "no event is seen in any clip")
     return found
+
+
+def score_loudness(scores: Sequence[ClipScore], seed: int, resamples: int) -> dict[str, Score]:
+    """Mean integrated loudness over clips that are not silent."""
+    heard = [s.measures for s in scores if s.measures.loudness_lufs is not None]
+    if not heard:
+        return {"loudness": Score(not_computed="every clip is silent")}
+    interval = bootstrap_mean(np.array([m.loudness_lufs for m in heard]), seed, resamples)
+    notes = (f"{len(scores) - len(heard)} silent clips have no loudness",) if len(heard) < len(scores) else ()
+    return {"loudness": _score(interval, "LUFS", "", len(heard), notes, describe("loudness", heard, seed))}
+
+
+def score_motion(scores: Sequence[ClipScore], seed: int, resamples: int) -> dict[str, Score]:
+    """Mean change of grey level per frame; compare only at one frame rate."""
+    measures = [s.measures for s in scores]
+    interval = bootstrap_mean(np.array([m.motion for m in measures]), seed, resamples)
+    return {"motion": _score(interval, "grey levels", "", len(measures), (), describe("motion", measures, seed))}
 
 
 def _score(

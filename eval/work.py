@@ -38,12 +38,12 @@ def _outcomes(
 ) -> Iterator[tuple[int, R | Failure]]:
     if workers <= 1 or len(clips) <= 1:
         _one_thread()
-        yield from ((index, _attempt(measure, clip, arguments)) for index, clip in enumerate(clips))
+        yield from ((index, attempt(measure, clip, arguments)) for index, clip in enumerate(clips))
         return
     pending = set(range(len(clips)))
     try:
         with _pool(min(workers, len(clips))) as pool:
-            jobs = {pool.submit(_attempt, measure, clip, arguments): index for index, clip in enumerate(clips)}
+            jobs = {pool.submit(attempt, measure, clip, arguments): index for index, clip in enumerate(clips)}
             for job in as_completed(jobs):
                 outcome = job.result()
                 pending.discard(jobs[job])
@@ -53,7 +53,7 @@ def _outcomes(
         for index in sorted(pending):
             try:
                 with _pool(1) as pool:
-                    outcome = pool.submit(_attempt, measure, clips[index], arguments).result()
+                    outcome = pool.submit(attempt, measure, clips[index], arguments).result()
             except BrokenProcessPool:
                 outcome = Failure(clips[index].name, "crash", "its process was killed while this clip was measured")
             yield index, outcome
@@ -70,7 +70,7 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _attempt(measure: Callable[..., R], clip: ClipFile, arguments: tuple[Any, ...]) -> R | Failure:
+def attempt(measure: Callable[..., R], clip: ClipFile, arguments: tuple[Any, ...]) -> R | Failure:
     try:
         return measure(clip, *arguments)
     except MediaError as error:

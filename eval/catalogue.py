@@ -1,0 +1,75 @@
+"""Every metric by name: what it needs and which network it reads. Light: nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FeatureMetric:
+    """A metric of network features."""
+
+    about: str
+    backbone: str
+    extractor: str
+    """Class in `syncflow.eval.extract`; empty where this version cannot run the network."""
+    kind: str
+    """How features become a number, see `syncflow.eval.feature_scores.KINDS`."""
+    key: str
+    """Which feature."""
+    unit: str = ""
+    better: str = "lower"
+
+
+MEASURED = {
+    "av_align": "onsets against peaks of optical flow, as published (IoU)",
+    "onset_offset": "signed offset in ms, events within 40/80/160 ms, precision, recall, F1",
+    "loudness": "integrated loudness (LUFS, BS.1770-4)",
+    "motion": "mean change of grey level from frame to frame",
+}
+_IMAGEBIND = ("imagebind-huge", "", "none", "")
+FEATURES = {
+    "fad_efficientat": FeatureMetric("Fréchet distance of sound", "efficientat-mn04", "Tagger", "frechet", "embedding"),
+    "kl_efficientat": FeatureMetric(
+        "KL of sound classes to the reference of the same name",
+        "efficientat-mn04",
+        "Tagger",
+        "kl",
+        "probabilities",
+        "nats",
+    ),
+    "is_efficientat": FeatureMetric(
+        "inception score of sound classes", "efficientat-mn04", "Tagger", "inception", "probabilities", "", "higher"
+    ),
+    "fad_clap": FeatureMetric(
+        "Fréchet distance of sound", "clap-htsat-unfused", "TransformersClap", "frechet", "audio"
+    ),
+    "clap_score": FeatureMetric(
+        "caption against sound", "clap-htsat-unfused", "TransformersClap", "text", "audio", "cosine", "higher"
+    ),
+    "clap_score_laion": FeatureMetric(
+        "caption against sound", "laion-clap-630k", "LaionClap", "text", "audio", "cosine", "higher"
+    ),
+    "clip_score": FeatureMetric(
+        "caption against frames", "clip-vit-b32", "OpenClip", "text", "frames", "cosine", "higher"
+    ),
+    "fd_passt": FeatureMetric("Fréchet distance of sound", "passt-s", "ScriptAudio", "frechet", "embedding"),
+    "fd_panns": FeatureMetric("Fréchet distance of sound", "panns-cnn14", "ScriptAudio", "frechet", "embedding"),
+    "fad_vggish": FeatureMetric("Fréchet distance of sound", "vggish", "ScriptAudio", "frechet", "embedding"),
+    "fvd_i3d": FeatureMetric("Fréchet distance of pictures", "i3d-k400", "I3d", "frechet", "embedding"),
+    "kvd_i3d": FeatureMetric("kernel distance of pictures", "i3d-k400", "I3d", "kernel", "embedding"),
+    "fvd_videomae": FeatureMetric(
+        "Fréchet distance of pictures", "videomae-base-k400", "VideoMae", "frechet", "embedding"
+    ),
+    "kvd_videomae": FeatureMetric(
+        "kernel distance of pictures", "videomae-base-k400", "VideoMae", "kernel", "embedding"
+    ),
+    "desync": FeatureMetric("Synchformer's |offset|", "synchformer-audioset", "ScriptSync", "desync", "logits", "s"),
+    "imagebind_av": FeatureMetric("sound against pictures", *_IMAGEBIND, "cosine", "higher"),
+    "imagebind_tv": FeatureMetric("caption against pictures", *_IMAGEBIND, "cosine", "higher"),
+    "imagebind_ta": FeatureMetric("caption against sound", *_IMAGEBIND, "cosine", "higher"),
+    "avh_score": FeatureMetric("frames against sound", *_IMAGEBIND, "cosine", "higher"),
+    "javis_score": FeatureMetric("worst frames of windows against their sound", *_IMAGEBIND, "cosine", "higher"),
+}
+METRICS = MEASURED | {name: f"{m.about} ({m.backbone})" for name, m in FEATURES.items()}
+DEFAULT = ("av_align", "onset_offset", "loudness", "motion")

@@ -1,0 +1,225 @@
+"""From network features of sets of clips to numbers; features are kept by content hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from syncflow.eval import extract
+from syncflow.eval.across import desync, text_similarity
+from syncflow.eval.backbones import Located, NotComputed, locate
+from syncflow.eval.catalogue import FEATURES, FeatureMetric
+from syncflow.eval.clips import Failure
+from syncflow.eval.distances import frechet_distance, frechet_infinity, inception_score, kernel_distance, paired_kl
+from syncflow.eval.protocol import describe
+from syncflow.eval.scores import ClipScore, Score, few
+from syncflow.eval.statistics import Interval, bootstrap, bootstrap_mean
+from syncflow.eval.work import attempt, progress
+
+REVISION = 1
+"""Raise when an extractor changes."""
+_RESAMPLES = 100
+"""Bootstrap draws of set distances, each of which decomposes a matrix."""
+
+Found = dict[str, extract.Features]
+"""Features by clip name."""
+
+
+@dataclass
+class Backbones:
+    """Networks loaded at most once, and the features they gave."""
+
+    home: Path
+    cache: Path
+    commercial_safe: bool
+    loaded: dict[str, tuple[Located, extract.Extractor]] = field(default_factory=dict)
+
+    def load(self, metric: FeatureMetric) -> tuple[Located, extract.Extractor]:
+        """
+        Raises:
+            NotComputed: the weights or a package are absent, refused, or not what they should be.
+        """
+        if not metric.extractor:
+            raise NotComputed(f"this version has no loader for {metric.backbone}")
+        if metric.backbone not in self.loaded:
+            located = locate(metric.backbone, self.home, self.commercial_safe)
+            arguments = (located.backbone.sample_rate,) if metric.extractor == "ScriptAudio" else ()
+            try:
+                network = getattr(extract, metric.extractor)(located.path, *arguments)
+            except ModuleNotFoundError as error:
+                raise NotComputed(
+                    f"the package {error.name} is not installed (pip install 'syncflow[eval]')"
+                ) from error
+            except (OSError, RuntimeError, ValueError, KeyError) as error:
+                first = " ".join(str(error).split())[:160]
+                raise NotComputed(f"{located.path} does not load as {metric.backbone}: {first}") from error
+            self.loaded[metric.backbone] = (located, network)
+        return self.loaded[metric.backbone]
+
+    def features(self, metric: FeatureMetric, scores: Sequence[ClipScore], what: str) -> tuple[Found, list[Failure]]:
+        """Features of every clip by name; failures are listed."""
+        located, network = self.load(metric)
+        found: Found = {}
+        failures = []
+        for score in progress(scores, len(scores), f"{what}: {metric.backbone}"):
+            kept = self.cache / f"{_key(score, located)}.npz"
+            if kept.is_file():
+                with np.load(kept) as arrays:
+                    found[score.clip.name] = dict(arrays)
+                continue
+            outcome = attempt(network.features, score.clip, ())
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                continue
+            found[score.clip.name] = outcome
+            self.cache.mkdir(parents=True, exist_ok=True)
+            part = self.cache / f".{uuid.uuid4().hex}.npz"
+            np.savez(part, **outcome)
+            os.replace(part, kept)
+        return found, failures
+
+
+def _key(score: ClipScore, located: Located) -> str:
+    text = f"{score.measures.sha256}:{located.sha256}:{score.clip.caption}:{REVISION}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def score_features(
+    name: str,
+    scores: Sequence[ClipScore],
+    reference: Sequence[ClipScore] | None,
+    reference_hash: str,
+    backbones: Backbones,
+    seed: int,
+    what: str,
+) -> Score:
+    """One metric of one set; where it cannot be computed, the reason."""
+    metric = FEATURES[name]
+    try:
+        compute = KINDS[metric.kind]
+        if metric.kind in NEED_REFERENCE and reference is None:
+            raise NotComputed("it needs --reference")
+        located, _ = backbones.load(metric)
+        mine, failures = backbones.features(metric, scores, what)
+        theirs, _ = (
+            backbones.features(metric, reference, "reference")
+            if reference and metric.kind in NEED_REFERENCE
+            else ({}, [])
+        )
+        if not mine:
+            raise NotComputed(f"no clip gave features: {failures[0].detail}" if failures else "no clip gave features")
+        result = compute(metric.key, mine, theirs, seed)
+    except NotComputed as error:
+        return Score(not_computed=str(error))
+    notes = few(result.clips) + result.notes
+    if failures:
+        notes += (
+            f"{name}: {len(failures)} clips gave no features (the first, {failures[0].clip}: {failures[0].detail})",
+        )
+    protocol = describe(
+        name,
+        [s.measures for s in scores if s.clip.name in mine],
+        seed,
+        backbone=located.identity,
+        reference=reference_hash if metric.kind in NEED_REFERENCE else "",
+    )
+    interval = result.interval
+    return Score(
+        interval.value,
+        interval.low,
+        interval.high,
+        metric.unit,
+        metric.better,
+        result.clips,
+        notes,
+        protocol,
+        extra=result.extra,
+    )
+
+
+@dataclass(frozen=True)
+class Computed:
+    interval: Interval
+    clips: int
+    notes: tuple[str, ...] = ()
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+def _stack(found: Found, key: str) -> np.ndarray:
+    """(N, D), by name: the order of files does not matter."""
+    return np.stack([found[name][key] for name in sorted(found)])
+
+
+def frechet(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    """FD of all clips, an interval over clips of the set, and FD∞."""
+    a, b = _stack_pair(key, mine, theirs)
+    interval = bootstrap(a, lambda rows: frechet_distance(rows, b), seed, _RESAMPLES)
+    infinity = frechet_infinity(a, b, seed)
+    notes = [f"FD∞ {infinity.value:.4g}, FD {infinity.at_n:.4g} at n = {len(a)}"]
+    least = min(len(a), len(b))
+    if least <= a.shape[1]:
+        notes.append(
+            f"{least} clips for {a.shape[1]} dimensions: covariances are singular, FD is biased upwards, prefer FD∞"
+        )
+    return Computed(
+        interval, len(a), tuple(notes), {"fd_infinity": infinity.value, "fd_infinity_residual": infinity.residual}
+    )
+
+
+def kernel(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    a, b = _stack_pair(key, mine, theirs)
+    return Computed(kernel_distance(a, b, seed), len(a))
+
+
+def _stack_pair(key: str, mine: Found, theirs: Found) -> tuple[np.ndarray, np.ndarray]:
+    if len(mine) < 2 or len(theirs) < 2:
+        raise NotComputed(f"it needs 2 clips on each side, got {len(mine)} and {len(theirs)}")
+    return _stack(mine, key), _stack(theirs, key)
+
+
+def kl(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    """KL(reference ‖ generated) over clips that have a reference of the same name; class scores normalised to sum 1."""
+    pairs = sorted(set(mine) & set(theirs))
+    if not pairs:
+        raise NotComputed("no clip has a reference of the same name")
+    values = paired_kl(np.stack([theirs[n][key] for n in pairs]), np.stack([mine[n][key] for n in pairs]))
+    return Computed(bootstrap_mean(values, seed), len(pairs))
+
+
+def inception(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    rows = _stack(mine, key)
+    rows = rows / rows.sum(axis=1, keepdims=True)
+    return Computed(bootstrap(rows, lambda p: inception_score(p)[0], seed, _RESAMPLES), len(rows))
+
+
+def text(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    values = [text_similarity(np.atleast_2d(f[key]), f["text"]) for _, f in sorted(mine.items()) if "text" in f]
+    if not values:
+        raise NotComputed("no clip has a caption: give --captions, or a manifest with captions")
+    return Computed(bootstrap_mean(np.array(values), seed), len(values))
+
+
+def offset_class(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    return Computed(bootstrap_mean(np.array([desync(mine[n][key]) for n in sorted(mine)]), seed), len(mine))
+
+
+def none(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    raise NotComputed("this version has no loader for its network")
+
+
+KINDS: Mapping[str, Callable[[str, Found, Found, int], Computed]] = {
+    "frechet": frechet,
+    "kernel": kernel,
+    "kl": kl,
+    "inception": inception,
+    "text": text,
+    "desync": offset_class,
+    "none": none,
+}
+NEED_REFERENCE = {"frechet", "kernel", "kl"}
