@@ -42,6 +42,10 @@ from syncflow.tracker import OpenTracker, TrackingConfig
 from syncflow.train.autoencoder_data import Clips, frame_batch, list_sources, load_clips, sound_batch
 from syncflow.train.autoencoder_loop import Task, fit
 from syncflow.train.autoencoder_losses import edge_loss, kl_to_standard_normal, psnr_db, stft_distance
+from syncflow.train.autoencoder_start import start_as_components, start_at_unit_scale
+
+START_FRAMES = 128  # looked at before the first step
+START_CROPS = 8
 
 
 class VideoTraining(Config):
@@ -53,7 +57,7 @@ class VideoTraining(Config):
     """Updates."""
     batch: Annotated[int, Field(ge=1)] = 12
     """Frames per update."""
-    lr: float = 3e-3
+    lr: float = 4e-4
     """Highest learning rate."""
     motion_weight: float = 2.0
     """How much more a pixel counts that differs from its clip's mean picture: small moving things are the subject."""
@@ -211,6 +215,9 @@ def _device(settings: AutoencodersConfig) -> torch.device:
 def _video_task(settings: AutoencodersConfig, clips: Clips, held_out: Clips) -> Task:
     training, device, fold = settings.video, _device(settings), settings.video.net.fold
     net = new_nano_video_autoencoder(settings.seed, training.net)
+    if len(training.net.block_out_channels) == 1:
+        start = frame_batch(clips, START_FRAMES, torch.Generator().manual_seed(settings.seed))[0]
+        start_as_components(net, pixel_unshuffle(start, fold))
     net = net.to(device, memory_format=torch.channels_last)
 
     def code(frames: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,7 +265,10 @@ def _audio_task(settings: AutoencodersConfig, clips: Clips, held_out: Clips) -> 
     training, device = settings.audio, _device(settings)
     hop = int(np.prod(training.net.downsampling_ratios))
     crop = max(2, round(training.crop_s * training.net.sample_rate / hop)) * hop
-    net = new_nano_audio_autoencoder(settings.seed, training.net).to(device)
+    net = new_nano_audio_autoencoder(settings.seed, training.net)
+    crop = min(crop, clips.waveform.shape[1] // hop * hop)
+    start_at_unit_scale(net, sound_batch(clips, START_CROPS, crop, torch.Generator().manual_seed(settings.seed)))
+    net = net.to(device)
 
     def code(waves: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         posterior = net.encode(waves.to(device)[:, None]).latent_dist
@@ -267,8 +277,7 @@ def _audio_task(settings: AutoencodersConfig, clips: Clips, held_out: Clips) -> 
         return net.decode(latents).sample[:, 0], mean, std
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        waves = sound_batch(clips, training.batch, min(crop, clips.waveform.shape[1] // hop * hop), generator)
-        waves = waves.to(device)
+        waves = sound_batch(clips, training.batch, crop, generator).to(device)
         decoded, mean, std = code(waves, generator)
         return {
             "waveform": training.waveform_weight * (decoded - waves).abs().mean(),

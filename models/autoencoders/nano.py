@@ -15,15 +15,15 @@ INITIAL_STD = 0.05  # of the posterior
 class NanoVideoConfig(Config):
     """A small diffusers AutoencoderKL, frame by frame: 8 × 8 pixels become one latent position."""
 
-    fold: int = 2
+    fold: int = 8
     """fold × fold pixels are channels of the first layer; full-size layers would be most of the work."""
-    block_out_channels: tuple[int, ...] = (32, 32, 64)
+    block_out_channels: tuple[int, ...] = (96,)
     """Channels after folding and after each halving; fold · 2^halvings pixels are one latent position."""
     layers_per_block: int = 1
     """Residual blocks at each size."""
     latent_channels: int = 4
     """Channels of a latent."""
-    norm_num_groups: int = 8
+    norm_num_groups: int = 1
     """Groups of the group norms; divides every width."""
 
 
