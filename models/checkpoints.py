@@ -67,10 +67,13 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> No
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        staging.chmod(0o755)
         tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
         safetensors.torch.save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
         (staging / CARD).write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
+        # Temporary folders and safetensors are for their owner alone; a model is as readable as any other file.
+        mode = (staging / CARD).stat().st_mode & 0o777
+        (staging / WEIGHTS).chmod(mode)
+        staging.chmod(mode | mode >> 2 & 0o111)
         _sync(staging / WEIGHTS)
         if folder.is_dir():
             # The card goes last: with the old card and new weights a reader is told of a mismatch, not misled.

@@ -39,6 +39,8 @@ def test_saved_model_is_loaded_as_it_was(tiny_model_dir: Path, tmp_path: Path) -
     assert torch.equal(model.video.rope.freqs, again.video.rope.freqs)
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["lineage.json", WEIGHTS, CARD]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]  # nothing is left of the writing
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model" / WEIGHTS).stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_another_configuration_is_refused_with_the_difference(tiny_model_dir: Path) -> None:
