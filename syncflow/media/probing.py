@@ -177,27 +177,27 @@ def packets_of(container: Any, streams: Sequence[Any]) -> Iterator[Any]:
 
 def _ends(container: Any, streams: Sequence[Any]) -> dict[int, Fraction]:
     """Container time at which the packets of each stream end, read from the file and not from its header."""
-    ends: dict[int, Fraction] = {}
+    last: dict[int, int] = {}  # in ticks of the stream: a Fraction per packet would take longer than reading it
+    frame_ticks = {s.index: round(_frame_s(s) / s.time_base) if s.type == "video" else 0 for s in streams}
 
     def read() -> None:
         for packet in packets_of(container, streams):
             if packet.pts is not None and packet.size:
-                length = packet.duration or 0
-                if not length and packet.stream.type == "video":
-                    length = round(_frame_s(packet.stream) / packet.time_base)
-                end_s = (packet.pts + length) * packet.time_base
-                ends[packet.stream.index] = max(ends.get(packet.stream.index, end_s), end_s)
+                index = packet.stream_index
+                end = packet.pts + (packet.duration or frame_ticks[index])
+                if end > last.get(index, end - 1):
+                    last[index] = end
 
     if container.duration:
         start = container.start_time or 0
         with contextlib.suppress(av.FFmpegError):
-            container.seek(max(start, start + container.duration - 5 * av.time_base))
+            container.seek(max(start, start + container.duration - av.time_base))
             read()
-    if len(ends) < len(streams):  # nothing near the promised end: read what there is
+    if len(last) < len(streams):  # nothing near the promised end: read what there is
         with contextlib.suppress(av.FFmpegError):
             container.seek(container.start_time or 0)
         read()
-    return ends
+    return {s.index: last[s.index] * s.time_base for s in streams if s.index in last}
 
 
 def _av_message(error: BaseException) -> str:
