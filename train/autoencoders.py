@@ -53,7 +53,7 @@ class VideoTraining(Config):
 
     net: NanoVideoConfig = NanoVideoConfig()
     """The network."""
-    steps: Annotated[int, Field(ge=1)] = 150
+    steps: Annotated[int, Field(ge=1)] = 80
     """Updates."""
     batch: Annotated[int, Field(ge=1)] = 12
     """Frames per update."""
@@ -72,7 +72,7 @@ class AudioTraining(Config):
 
     net: NanoAudioConfig = NanoAudioConfig()
     """The network."""
-    steps: Annotated[int, Field(ge=1)] = 150
+    steps: Annotated[int, Field(ge=1)] = 250
     """Updates."""
     batch: Annotated[int, Field(ge=1)] = 4
     """Crops per update."""
