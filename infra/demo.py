@@ -45,8 +45,8 @@ class DemoConfig(Config):
     """Where everything goes."""
     clips: int = 96
     """How many clips to render."""
-    autoencoder_steps: int = 150
-    """Training steps of each autoencoder."""
+    autoencoder_steps: int | None = None
+    """Training steps of each autoencoder; None takes what configs/nano/0_autoencoders.yaml says."""
     steps: int = 60
     """Training steps of each of the three stages."""
     ranks: int = 2
@@ -97,6 +97,8 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
     codecs, dataset, train, clips = out / "autoencoders", out / "dataset", out / "train", out / "generated"
     checkpoint = ("--checkpoint", str(train / "3_joint" / "model"))
     sampler = ("--steps", str(config.sampling_steps), "--seed", str(config.seed))
+    count = str(config.autoencoder_steps)
+    codec_steps = ("--video.steps", count, "--audio.steps", count) if config.autoencoder_steps else ()
     plan: list[Step] = []
     if config.videos is None:
         render = ("impacts", "render", str(config.clips), "-o", str(videos), "--seed", str(config.seed))
@@ -106,7 +108,8 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
             "autoencoders",
             "train a small video and a small audio autoencoder",
             ("train", str(CONFIGS / "0_autoencoders.yaml"), "--input", str(videos), "--output", str(codecs))
-            + ("--video.steps", str(config.autoencoder_steps), "--audio.steps", str(config.autoencoder_steps), *track),
+            + codec_steps
+            + track,
             codecs / "done.json",
         ),
         Step(
