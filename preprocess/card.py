@@ -13,12 +13,12 @@ from syncflow.preprocess.store import Store
 from syncflow.preprocess.worker import Encoders
 from syncflow.samples import ChannelStats, DatasetCard, Reject, ShardMarker
 
-Scores = dict[str, list[float]]
+MAX_SCORES = 20_000  # of each kind, whatever the size of the data set
 
 
 @dataclass
 class Totals:
-    """Sums over markers; lists of scores are kept by name."""
+    """Sums over markers."""
 
     kept: int = 0
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -26,6 +26,8 @@ class Totals:
     samples: Counter[str] = field(default_factory=Counter)
     """By bucket."""
     sums: dict[str, list[float]] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    """By name, of the first clips: for histograms."""
     tars: dict[str, set[str]] = field(default_factory=dict)
     """Tars that count, by bucket."""
 
@@ -35,6 +37,8 @@ class Totals:
         self.tars.setdefault(marker.bucket, set()).add(marker.tar)
         for name, values in marker.stats.items():
             if name.startswith(("score.", "sync.")):
+                known = self.scores.setdefault(name, [])
+                known += values[: MAX_SCORES - len(known)]
                 continue
             mine = self.sums.setdefault(name, [0.0] * len(values))
             for i, value in enumerate(values):

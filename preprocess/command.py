@@ -7,6 +7,7 @@ from pathlib import Path
 
 from syncflow import config as configs
 from syncflow.preprocess.config import PreprocessConfig
+from syncflow.preprocess.estimate import estimate
 from syncflow.preprocess.run import Summary, preprocess
 from syncflow.tracker import OpenTracker
 
@@ -17,6 +18,9 @@ def main(argv: list[str], open_tracker: OpenTracker) -> int:
     path, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     config = configs.load(PreprocessConfig, path, flags, PROG)
     config = absolute(config)
+    if config.dry_run:
+        print(estimate(config).text(config.price_per_hour))
+        return 0
     summary = preprocess(config)
     report(summary, config, open_tracker)
     return 0
@@ -45,7 +49,11 @@ def report(summary: Summary, config: PreprocessConfig, open_tracker: OpenTracker
         tracker.tags({"job": "preprocess", "fingerprint": card.fingerprint})
         counts = {f"rejected/{stage}.{reason}": n for (stage, reason), n in summary.rejected.items()}
         seconds = {"seconds": summary.seconds, "clips_per_s": card.read / summary.seconds}
+        work = {name: values for name, values in summary.totals.sums.items() if name.startswith("seconds.")}
         tracker.log({"read": card.read, "kept": card.kept, "hours": card.hours, **seconds, **counts}, step=0)
+        tracker.log({name.replace("seconds.", "worker_seconds/"): values[0] for name, values in work.items()}, step=0)
+        tracker.artifact(Path(config.output) / "report.html")
+        tracker.artifact(Path(config.output) / "rejects.jsonl")
         tracker.close()
     print(closing(summary, config.output), file=sys.stderr)
 
@@ -61,5 +69,5 @@ def closing(summary: Summary, output: str) -> str:
     if summary.rejected:
         lines.append(f"dropped {card.read - card.kept}, listed in {output}/rejects.jsonl:")
         lines += [f"  {count:5d}  {reason} ({stage})" for (stage, reason), count in summary.rejected.most_common()]
-    lines.append(f"look at it: syncflow inspect {output} --verify --decode 4 -o some/folder")
+    lines.append(f"look at it: {output}/report.html, or syncflow inspect {output} --verify --decode 4 -o some/folder")
     return "\n".join(lines)

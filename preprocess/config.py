@@ -131,6 +131,10 @@ class PreprocessConfig(Config):
     """A clip that takes longer is dropped as timed out."""
     max_failed: float = Field(default=0.8, gt=0, le=1)
     """Stop when, of the first 50 or more clips read, more than this share cannot be used."""
+    dry_run: bool = False
+    """Process a dozen sources into nothing and say what the whole job would come to."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Of one worker, for the dry run."""
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -175,6 +179,7 @@ class PreprocessConfig(Config):
             mode="json",
             exclude={
                 "input", "output", "ray", "tracking", "batch", "decode_ahead", "clip_timeout_s", "max_failed",
+                "dry_run", "price_per_hour",
                 "video_autoencoder", "audio_autoencoder", "text_encoder",
             },
         )  # fmt: skip

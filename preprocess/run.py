@@ -12,6 +12,7 @@ from typing import Literal
 
 from syncflow.errors import UserError
 from syncflow.preprocess import card as cards
+from syncflow.preprocess import report
 from syncflow.preprocess.config import PreprocessConfig, RayConfig
 from syncflow.preprocess.encode import identities
 from syncflow.preprocess.job import Job
@@ -20,7 +21,7 @@ from syncflow.preprocess.pool import Pool, open_pool
 from syncflow.preprocess.progress import Progress, say
 from syncflow.preprocess.store import Store, open_store
 from syncflow.preprocess.worker import Outcome, Worker
-from syncflow.samples import DatasetCard, Reject
+from syncflow.samples import DatasetCard, Reject, open_dataset
 
 FAILING_STAGES = frozenset({"manifest", "probe", "decode", "encode", "worker"})  # filters may drop most on purpose
 ENOUGH = 50  # clips read before "mostly failing" is believed
@@ -31,10 +32,14 @@ class Summary:
     """How a job ended."""
 
     card: DatasetCard
-    rejected: Counter[tuple[str, str]]
-    """By stage and reason."""
+    totals: cards.Totals
     seconds: float
     already_done: bool
+
+    @property
+    def rejected(self) -> Counter[tuple[str, str]]:
+        """By stage and reason."""
+        return self.totals.rejected
 
 
 def preprocess(
@@ -96,7 +101,10 @@ def _run(job: Job, store: Store, config: PreprocessConfig, worker: type[Worker],
         raise UserError(f"none of {sum(totals.rejected.values())} clips can be used: {reasons(totals.rejected)}")
     card = cards.write_card(store, config, encoders, totals)
     cards.remove_orphans(store, totals)
-    return Summary(card, totals.rejected, time.monotonic() - began, finished)
+    seconds = time.monotonic() - began
+    if not finished:
+        store.write("report.html", report.build(open_dataset(config.output), totals, seconds).encode())
+    return Summary(card, totals, time.monotonic() - began, finished)
 
 
 def _work(job: Job, config: PreprocessConfig, pool: Pool, fingerprint: str) -> None:

@@ -22,6 +22,7 @@ from syncflow.models.autoencoders.nano import (
 from syncflow.preprocess import inspect
 from syncflow.preprocess.command import closing
 from syncflow.preprocess.config import PreprocessConfig
+from syncflow.preprocess.estimate import estimate
 from syncflow.preprocess.run import Summary, preprocess
 from syncflow.samples import open_dataset
 
@@ -213,6 +214,25 @@ def test_clips_without_a_caption(
     assert {s.record.caption for s in dataset} == captions
     assert dataset.card.text_encoder is None
     assert all("text" not in s.tensors for s in dataset)
+
+
+def test_the_report_shows_drops_scores_and_clips(made: tuple[Summary, Path]) -> None:
+    page = (made[1] / "report.html").read_text()
+    assert "12 clips, 24 s, of 12 read" in page
+    assert page.count("<video") == 6
+    assert all(f"<b>{name}</b>" in page for name in ("motion", "loudness_lufs", "sync.offset_ms"))
+
+
+def test_a_dry_run_estimates_what_the_job_then_gives(
+    made: tuple[Summary, Path], config: PreprocessConfig, impacts_dir: Path
+) -> None:
+    found = estimate(config.model_copy(update={"input": str(impacts_dir)}))
+    size = sum(path.stat().st_size for path in (made[1] / "64x64x32").iterdir())
+    assert (found.sources, found.clips) == (12, 12)
+    assert found.hours == pytest.approx(made[0].card.hours)
+    assert found.size_bytes == pytest.approx(size, rel=0.05)
+    assert found.worker_hours > 0
+    assert "at 2 per worker" in found.text(2.0)
 
 
 def test_inspect_prints_verifies_decodes_and_finds_damage(
