@@ -145,7 +145,9 @@ def read_captions(path: Path) -> dict[str, str]:
         caption = str(row.get("caption") or row.get("prompt") or "")
         key = _uri(row).removesuffix(".") or str(row.get("id") or "")
         if caption and key:
-            found[str(Path(key).with_suffix("")) if Path(key).suffix.lower() in EXTENSIONS else key] = caption
+            name = str(Path(key).with_suffix("")) if Path(key).suffix.lower() in EXTENSIONS else key
+            found[name] = caption
+            found.setdefault(Path(name).name, caption)
     if not found:
         raise UserError(f"{printable(path)}: no captions here; it needs the columns uri and caption")
     return found
