@@ -146,6 +146,7 @@ def test_stage_2_leaves_the_video_tower_bit_for_bit(whole: Path) -> None:
     assert changed == {"adaptors", "audio"}
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_it_ends_the_same(runs: Runs, whole: Path) -> None:
     """SIGTERM and SIGKILL in stage 1, SIGKILL of the launcher in stage 2, of a rank in stage 3, at random steps."""
     dice = random.Random(7)
@@ -180,6 +181,7 @@ def test_killed_in_every_stage_it_ends_the_same(runs: Runs, whole: Path) -> None
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items()), stage
 
 
+@pytest.mark.slow
 def test_two_ranks_then_one_then_two(runs: Runs, whole: Path) -> None:
     out = runs.root / "changing"
     out.mkdir()
@@ -195,6 +197,7 @@ def test_two_ranks_then_one_then_two(runs: Runs, whole: Path) -> None:
     assert all(ours[step] == pytest.approx(theirs[step], abs=1e-5) for step in ours)
 
 
+@pytest.mark.slow
 def test_a_broken_shard_ends_two_ranks_with_one_line(runs: Runs, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "set", seed=3)
     for tar in (data / "b0").glob("*1.tar"):
@@ -207,6 +210,7 @@ def test_a_broken_shard_ends_two_ranks_with_one_line(runs: Runs, tmp_path: Path)
     assert "Traceback" not in runs.said("broken")
 
 
+@pytest.mark.slow
 def test_a_stalled_rank_is_named(runs: Runs) -> None:
     job = runs.start("stalled", "--guard.stall-s", "8", "--steps", "2000", config="1_video.yaml")
     out = runs.root / "stalled"
