@@ -36,9 +36,8 @@ def write_page(result: dict[str, Any], path: Path) -> None:
         "correlation of damage with change.</p>",
     ]
     for name, damage in result["damages"].items():
-        parts.append(
-            f'<h2>{escape(name.replace("_", " "))} <span class="soft">{escape(damage["axis"])}</span></h2><div class="row">'
-        )
+        title = f'{escape(name.replace("_", " "))} <span class="soft">{escape(damage["axis"])}</span>'
+        parts.append(f'<h2>{title}</h2><div class="row">')
         for metric, curve in damage["metrics"].items():
             told = "never told" if curve["smallest"] is None else f"told from {curve['smallest']:g}"
             order = "" if curve["monotone"] is None else f" · monotone {curve['monotone']:.2f}"
@@ -76,9 +75,10 @@ def _curve(amounts: Sequence[float], points: Sequence[Sequence[float | None] | N
     step = max(1, -(-len(amounts) // 6))
     shown = [(k, a) for k, a in enumerate(amounts) if k % step == 0]
     marks = "".join(f'<text x="{x(k)}" y="{_H - 8}" text-anchor="middle">{a:g}</text>' for k, a in shown)
-    scale = "".join(f'<text x="{_LEFT - 5}" y="{y(v) + 4}" text-anchor="end">{v:.3g}</text>' for v in {low, high})
+    scale = "".join(f'<text x="{_LEFT - 5}" y="{y(v) + 4}" text-anchor="end">{v:.3g}</text>' for v in (low, high))
     dots = "".join(f'<circle cx="{x(k)}" cy="{y(p[0] or 0.0)}" r="2.5"/>' for k, p in known)
     return (
-        f'<svg viewBox="0 0 {_W} {_H}"><path class="axis" d="M{_LEFT} {_TOP}V{_H - _BOTTOM}H{_W - _RIGHT}" fill="none"/>'
+        f'<svg viewBox="0 0 {_W} {_H}">'
+        f'<path class="axis" d="M{_LEFT} {_TOP}V{_H - _BOTTOM}H{_W - _RIGHT}" fill="none"/>'
         f'{band}<path class="curve" d="{line}"/>{dots}{marks}{scale}</svg>'
     )

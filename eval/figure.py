@@ -81,10 +81,10 @@ def _line(energy: Sequence[float], fps: float, x: Callable[[float], float]) -> s
 def whisker(value: float, low: float | None, high: float | None, span: tuple[float, float]) -> str:
     """An interval as a line with a dot, on a scale shared by all sets."""
     first, last = span
-    scale = 116 / max(last - first, 1e-12)
+    scale = 110 / max(last - first, 1e-12)
 
     def x(v: float) -> float:
-        return round(2 + (min(max(v, first), last) - first) * scale, 1)
+        return round(5 + (min(max(v, first), last) - first) * scale, 1)
 
     zero = f'<path class="grid" d="M{x(0)} 1V15"/>' if first < 0 < last else ""
     bar = f'<path class="bar" d="M{x(low)} 8H{x(high)}"/>' if low is not None and high is not None else ""

@@ -112,6 +112,15 @@ def measure_clip(clip: ClipFile) -> ClipMeasures:
     )
 
 
+def read_published(clip: ClipFile) -> tuple[list[float], list[float], float]:
+    """What AV-Align alone needs of a clip: times of onsets, times of flow peaks, frames per second."""
+    info = probe(clip.path)
+    fps = info.rate or Fraction(25)
+    decoded = decode_span(info, Span(Fraction(0), info.duration_s), fps=fps, size=None, sample_rate=None)
+    frames = decoded.frames[: decoded.valid_frames]
+    return audio_peaks(*_wav(info)), flow_peaks(flow_curve(frames), float(fps)), float(fps)
+
+
 def _wav(info: MediaInfo) -> tuple[np.ndarray, int]:
     """The sound as `ffmpeg -i clip.mp4 clip.wav` writes it (16 bit), mixed to mono: what the published AV-Align reads.
 

@@ -212,7 +212,11 @@ def _warnings(found: Sequence[tuple[ClipSet, str]], captions: dict[str, str]) ->
     for files, role in found:
         if role == "generated" and "reference" in sets:
             alone = sorted({clip.name for clip in files.clips} - sets["reference"])
-            if alone:
+            if len(alone) == len(files.clips):
+                warnings.append(
+                    f"no clip of {files.name} has a reference of the same name: sets are compared as wholes"
+                )
+            elif alone:
                 warnings.append(
                     f"{len(alone)} of {len(files.clips)} clips of {files.name} have no reference of the same name "
                     f"(the first: {alone[0]}); they are judged, but not shown beside one"
@@ -255,7 +259,10 @@ def _unlike(sets: Sequence[JudgedSet]) -> list[str]:
             if mine.protocol and theirs and theirs.protocol:
                 unlike = mine.protocol.differences(theirs.protocol)
                 if unlike:
-                    warnings.append(f"{first.name} and {other.name} may not be compared: {'; '.join(unlike)}")
+                    warnings.append(
+                        f"{first.name} and {other.name} may not be compared ({'; '.join(unlike)}): "
+                        "give both the same length, rates and kind of events (events_s in both manifests, or neither)"
+                    )
                     break
     return warnings
 

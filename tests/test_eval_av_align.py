@@ -34,8 +34,8 @@ def plain_score(path: Path, tmp_path: Path) -> float:
     heard = librosa.frames_to_time(onsets, sr=rate)
     flows = []
     for before, after in zip([frames[0], *frames[:-1]], [frames[1], *frames[1:]], strict=True):
-        grey = [cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) for f in (before, after)]
-        flow = cv2.calcOpticalFlowFarneback(*grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+        one, two = (cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) for f in (before, after))
+        flow = cv2.calcOpticalFlowFarneback(one, two, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
         flows.append(cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0])
     seen = [k / fps for k in range(1, len(flows) - 1) if flows[k - 1] < flows[k] > flows[k + 1] and flows[k] >= 0.1]
     free = list(seen)
