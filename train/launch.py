@@ -167,6 +167,8 @@ def _verdict(reports: list[dict], failed: str, stopped_by: int) -> int:
             if stopped_by == signal.SIGINT:
                 raise KeyboardInterrupt
             return PREEMPTED
+        if report["code"] == 1 and "was killed by" in failed:
+            break
         if report["code"] == 1:
             lines = report["message"].strip().splitlines()
             print(report["message"], file=sys.stderr, end="")
@@ -181,7 +183,9 @@ def _describe(error: Exception) -> str:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if isinstance(error, ChildFailedError) and error.failures:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        # Ranks that lose a partner fail too: the one that a signal killed is the cause (SIGTERM is torchrun's own).
+        killed = [f for f in error.failures.values() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
+        first = min(killed or error.failures.values(), key=lambda failure: failure.timestamp)
         code = first.exitcode
         why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
