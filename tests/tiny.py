@@ -47,7 +47,7 @@ def random_model(config: ModelConfig = TINY, seed: int = 0) -> DualDiT:
 
 def make_model_dir(folder: Path, config: ModelConfig = TINY, seed: int = 0) -> Path:
     """`folder` as a model directory: random towers, random nano autoencoders, MiniLM."""
-    small = NanoVideoConfig(block_out_channels=(8, 8, 16), norm_num_groups=4)
+    small = NanoVideoConfig(fold=2, block_out_channels=(8, 8, 16), norm_num_groups=4)
     new_nano_video_autoencoder(seed, small).save_pretrained(folder / "video_autoencoder")
     new_nano_audio_autoencoder(seed).save_pretrained(folder / "audio_autoencoder")
     card = ModelCard(
