@@ -48,7 +48,7 @@ class InlinePool:
     """The same worker in this process, for small jobs and tests. Nothing outlives a clip that crashes it."""
 
     def __init__(self, config: PreprocessConfig, output: str, worker: type[Worker] = Worker) -> None:
-        self.worker = worker(config, output, device="cuda" if config.ray.gpus_per_worker else "cpu")
+        self.worker = worker(config, output, "cuda" if config.ray.gpus_per_worker else "cpu")
 
     def encoders(self) -> Encoders:
         return self.worker.encoders()
