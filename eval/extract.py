@@ -114,7 +114,10 @@ class TransformersClap:
 
     @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
-        inputs = self.processor.feature_extractor(sound(clip, self.rate), sampling_rate=self.rate, return_tensors="pt")
+        extractor = self.processor.feature_extractor
+        # the first 10 s: left to itself the extractor cuts longer sounds at random
+        waveform = sound(clip, self.rate)[: extractor.nb_max_samples]
+        inputs = extractor(waveform, sampling_rate=self.rate, return_tensors="pt")
         audio = _tensor(self.network.get_audio_features(**inputs))
         found = {"audio": audio[0].double().numpy()}
         if clip.caption:
