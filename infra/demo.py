@@ -6,12 +6,10 @@ are done, so a second run, or a run after a kill, goes on where the last one sto
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -27,9 +25,10 @@ import tyro
 import syncflow
 from syncflow.config import Config, load, save
 from syncflow.errors import UserError
+from syncflow.files import write_whole
+from syncflow.process import die_with_parent
 
 CONFIGS = Path(syncflow.__file__).parent / "configs" / "nano"
-PR_SET_PDEATHSIG = 1
 
 
 class DemoConfig(Config):
@@ -47,7 +46,7 @@ class DemoConfig(Config):
     """How many clips to render."""
     autoencoder_steps: int | None = None
     """Training steps of each autoencoder; None takes what configs/nano/0_autoencoders.yaml says."""
-    steps: int = 60
+    steps: int = 40
     """Training steps of each of the three stages."""
     ranks: int = 2
     """Training processes."""
@@ -197,9 +196,7 @@ def _run(step: Step, place: str, config: DemoConfig, out: Path) -> float:
             f"all of them in {out / 'logs' / f'{step.name}.log'}; run the demo again to go on from here"
         )
     marker.parent.mkdir(exist_ok=True)
-    temporary = marker.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"argv": step.argv, "seconds": round(seconds, 1)}))
-    os.replace(temporary, marker)
+    write_whole(marker, json.dumps({"argv": step.argv, "seconds": round(seconds, 1)}))
     print(f"{place} {step.name}: {seconds:.0f} s", flush=True)
     return seconds
 
@@ -210,7 +207,7 @@ def _launch(command: list[str], log: Path) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("ab") as file:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, preexec_fn=_die_with_parent
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
         )
         assert child.stdout is not None
         try:
@@ -224,12 +221,6 @@ def _launch(command: list[str], log: Path) -> int:
             child.terminate()
             child.wait()
             raise
-
-
-def _die_with_parent() -> None:
-    """A demo that is killed must not leave a step running that its next start would run beside (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _check_videos(videos: Path) -> None:

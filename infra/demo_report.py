@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncflow import __version__
 from syncflow.errors import UserError
+from syncflow.files import write_whole
 
 if TYPE_CHECKING:
     from syncflow.infra.demo import DemoConfig
@@ -42,9 +42,7 @@ def write_report(config: DemoConfig, out: Path) -> Path:
         database=str(out / "mlflow.db"),
     )
     path = out / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page)
-    os.replace(temporary, path)
+    write_whole(path, page)
     return path
 
 

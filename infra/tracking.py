@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from syncflow.errors import UserError
+from syncflow.files import write_whole
 from syncflow.tracker import Tracker, TrackingConfig
 
 SPOOL, STATE = "spool.jsonl", "spool.state.json"
@@ -219,9 +220,7 @@ class _Shipper:
             self.client.set_terminated(self.run_id)
 
     def _save(self) -> None:
-        temporary = self.state_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"offset": self.offset, "run_id": self.run_id}))
-        os.replace(temporary, self.state_path)
+        write_whole(self.state_path, json.dumps({"offset": self.offset, "run_id": self.run_id}))
 
 
 def _last_steps(spool: Path) -> dict[str, int]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncflow.errors import UserError
+from syncflow.files import write_whole
 from syncflow.media import write_mp4, write_wav
 
 if TYPE_CHECKING:
@@ -61,7 +61,5 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     """Atomic; rows of files that are no longer there are left out."""
-    staging = folder / f".{MANIFEST}.{os.getpid()}"
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values() if (folder / row["uri"]).is_file()]
-    staging.write_text("".join(lines), encoding="utf-8")
-    os.replace(staging, folder / MANIFEST)
+    write_whole(folder / MANIFEST, "".join(lines))

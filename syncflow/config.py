@@ -128,7 +128,11 @@ def _fields_at(cls: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the model found at `place` below `cls`."""
     current: Any = cls
     for part in place:
-        field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        field = (
+            current.model_fields.get(str(part))
+            if isinstance(current, type) and issubclass(current, BaseModel)
+            else None
+        )
         if field is None:
             continue
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]

@@ -20,7 +20,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write `data` so that a reader, or the next start after a kill, sees the old file or the new one."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+def write_whole(path: Path, data: str | bytes, durable: bool = False) -> None:
+    """Write `data` so that a reader, or the next start after a kill, sees the old file or the new one.
+
+    With `durable` the new one is on the disk before it takes the name: a power cut leaves no empty file either.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())

@@ -28,6 +28,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from syncflow.errors import UserError
+from syncflow.files import write_whole
 from syncflow.train.ema import Ema
 from syncflow.train.engine import MOMENTS, Engine, Ranks
 
@@ -105,7 +106,11 @@ class Saver:
             _sync(path)
             size, checksum = path.stat().st_size, _checksum(path)
             pieces = {key: [starts[key.split("/", 1)[1]], tensor.numel()] for key, tensor in tensors.items()}
-            _write_json(stem.with_suffix(".json"), {"size": size, "crc32": checksum, "pieces": pieces, "rng": rng})
+            write_whole(
+                stem.with_suffix(".json"),
+                json.dumps({"size": size, "crc32": checksum, "pieces": pieces, "rng": rng}),
+                durable=True,
+            )
             if self.ranks.first:
                 self._commit(work, final, progress)
         except Exception as error:
@@ -121,9 +126,13 @@ class Saver:
             if time.monotonic() > deadline:
                 raise OSError(f"not every rank had written its part after {_COMMIT_S:.0f} s")
             time.sleep(0.02)
-        _write_json(work / "checkpoint.json", {"world_size": self.ranks.world_size, **progress})
+        write_whole(
+            work / "checkpoint.json", json.dumps({"world_size": self.ranks.world_size, **progress}), durable=True
+        )
         os.rename(work, final)
-        _write_json(self.folder / "latest.json", {"checkpoint": final.name, "step": progress["step"]})
+        write_whole(
+            self.folder / "latest.json", json.dumps({"checkpoint": final.name, "step": progress["step"]}), durable=True
+        )
         for old in sorted(self.folder.glob("step-????????"))[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -212,13 +221,6 @@ def _checksum(path: Path) -> int:
         while block := file.read(1 << 24):
             value = zlib.crc32(block, value)
     return value
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values))
-    _sync(temporary)
-    os.replace(temporary, path)
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,6 @@ preempted: state saved, the same command goes on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -21,12 +20,13 @@ from pathlib import Path
 from types import FrameType
 
 from syncflow.errors import UserError
+from syncflow.files import write_whole
+from syncflow.process import die_with_parent
 from syncflow.train.config import StageConfig
 from syncflow.train.engine import ALONE
 
 PREEMPTED, LOST, STALLED = 75, 3, 4
 _REPORTS = "SYNCFLOW_RANK_REPORTS"
-_PR_SET_PDEATHSIG = 1
 
 
 class JobError(UserError):
@@ -40,12 +40,6 @@ class JobError(UserError):
 def is_rank() -> bool:
     """Whether torchrun (or another launcher that speaks its environment) started this process."""
     return "RANK" in os.environ and ALONE not in os.environ
-
-
-def die_with_parent() -> None:
-    """Linux: SIGKILL this process when its parent dies, so that a killed launcher leaves no orphans."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class StopRequest:
@@ -103,10 +97,7 @@ def report_end(code: int, message: str) -> None:
         return
     path = Path(os.environ[_REPORTS]) / f"{rank}.json"
     if not path.exists():
-        path.with_suffix(".tmp").write_text(
-            json.dumps({"rank": int(rank), "code": code, "message": message, "time": time.time()})
-        )
-        os.replace(path.with_suffix(".tmp"), path)
+        write_whole(path, json.dumps({"rank": int(rank), "code": code, "message": message, "time": time.time()}))
 
 
 def launch(config: StageConfig, argv: list[str]) -> int:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,9 +19,11 @@ from torch import Tensor
 from syncflow import __version__
 from syncflow.config import save
 from syncflow.errors import UserError
+from syncflow.files import write_whole
 from syncflow.models.autoencoders import AutoencoderSpec
 from syncflow.models.checkpoints import ModelCard, save_model
 from syncflow.models.text import TextEncoderSpec
+from syncflow.process import git_commit
 from syncflow.samples import EncoderIdentity
 from syncflow.train.config import StageConfig
 from syncflow.train.loader import Source
@@ -100,11 +100,11 @@ def write_outputs(
         syncflow=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    write_text(folder / "lineage.json", lineage.model_dump_json(indent=2))
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2))
+    write_whole(folder / "lineage.json", lineage.model_dump_json(indent=2) + "\n")
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     save(config, folder / "config.yaml")
     done = Done(steps=config.steps, sha256=file_sha256(folder / "model.safetensors"), parent_sha256=parent_sha256)
-    write_text(output / "done.json", done.model_dump_json())
+    write_whole(output / "done.json", done.model_dump_json() + "\n")
 
 
 def model_card(config: StageConfig, source: Source, folder: Path) -> ModelCard:
@@ -145,29 +145,9 @@ def _bring(identity: EncoderIdentity, folder: Path, name: str) -> AutoencoderSpe
     return AutoencoderSpec(kind=identity.kind, path=path, sha256=identity.sha256)
 
 
-def git_commit() -> str:
-    """Of the code that runs, marked where it has changes that no commit holds; empty outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(
-            ["git", "-C", root, "status", "-s", "-uno"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else ""
-
-
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)

@@ -16,6 +16,7 @@ from syncflow.errors import UserError
 from syncflow.models.checkpoints import check_same, load_card, load_weights
 from syncflow.models.d_dit import DualDiT
 from syncflow.models.flops import forward_cost
+from syncflow.process import git_commit
 from syncflow.tracker import OpenTracker, Tracker
 from syncflow.train import engine as engines
 from syncflow.train.checkpoint import Checkpoint, Progress, Saver, find_latest
@@ -26,7 +27,7 @@ from syncflow.train.estimate import clip_lengths, peak_flops, training_flops
 from syncflow.train.launch import StopRequest
 from syncflow.train.loader import Source, open_source, training_batches
 from syncflow.train.loop import Training, train
-from syncflow.train.outputs import file_sha256, find_model, git_commit, read_done, write_outputs
+from syncflow.train.outputs import file_sha256, find_model, read_done, write_outputs
 from syncflow.train.report import Report
 from syncflow.train.watchdog import Watchdog
 

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from syncflow.files import write_whole
 from syncflow.train.engine import Ranks
 from syncflow.train.launch import STALLED, report_end
 
@@ -47,8 +48,7 @@ class Watchdog:
     def _write(self) -> None:
         path = self.folder / f"rank-{self.ranks.rank:05d}.json"
         values = {"count": self._count, "phase": self._phase, "host": os.uname().nodename, "pid": os.getpid()}
-        path.with_suffix(".tmp").write_text(json.dumps(values))
-        os.replace(path.with_suffix(".tmp"), path)
+        write_whole(path, json.dumps(values))
 
     def _blame(self) -> str:
         """The rank that came least far: the others wait for it."""

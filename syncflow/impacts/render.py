@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from syncflow.clock import parse_rate
 from syncflow.config import Config, is_terminal
 from syncflow.errors import UserError
+from syncflow.files import write_whole
 from syncflow.impacts.clip import events, plan_clip, render_clip
 from syncflow.media import write_video
 
@@ -140,7 +140,7 @@ def render_folder(
             stale.unlink(missing_ok=True)
     manifest = out / "manifest.jsonl"
     lines = "".join(json.dumps(row(config, i), ensure_ascii=False) + "\n" for i in range(n))
-    _write_text(manifest, lines)
+    write_whole(manifest, lines)
     return manifest
 
 
@@ -178,13 +178,7 @@ def _claim(out: Path, config: RenderConfig) -> None:
         if other:
             raise UserError(f"{out} holds clips rendered with {', '.join(other)}: choose another folder")
     else:
-        _write_text(record, json.dumps(wanted, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        write_whole(record, json.dumps(wanted, indent=1) + "\n")
 
 
 def _finished(indices: list[int], out: Path, config: RenderConfig, processes: int) -> Iterator[int]:

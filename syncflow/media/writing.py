@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-import uuid
 import wave
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ import ffmpeg
 import numpy as np
 
 from syncflow.errors import UserError
+from syncflow.files import replacing
 from syncflow.media.process import FILE, MediaError, printable, run
 
 _H264_AAC = {"c:v": "libx264", "preset": "veryfast", "c:a": "aac"}
@@ -86,7 +83,7 @@ def write_video(
     }
     if container == "mp4":
         options["video_track_timescale"] = _timescale(fps)
-    with tempfile.TemporaryFile() as sound_file, _atomic(path) as temporary:
+    with tempfile.TemporaryFile() as sound_file, replacing(path) as temporary:
         if waveform is not None:
             if sample_rate is None:
                 raise ValueError("a waveform needs its sample_rate")
@@ -106,7 +103,7 @@ def write_video(
 
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int) -> None:
     """Write (L,) float in [-1, 1] as 16-bit mono wav, whole or not at all."""
-    with _atomic(Path(path)) as temporary, wave.open(str(temporary), "wb") as out:
+    with replacing(Path(path)) as temporary, wave.open(str(temporary), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(sample_rate)
@@ -116,15 +113,3 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int) -> None:
 def _timescale(fps: Fraction) -> int:
     """Ticks per second of which a frame lasts a whole number, at least 10 000 a second."""
     return fps.numerator * -(-10_000 // fps.numerator)
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` when the block succeeds."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
