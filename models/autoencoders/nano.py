@@ -50,7 +50,7 @@ def new_nano_video_autoencoder(seed: int, config: NanoVideoConfig | None = None)
     levels = len(config.block_out_channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = AutoencoderKL(
+        net: Any = AutoencoderKL(
             in_channels=3 * config.fold**2,
             out_channels=3 * config.fold**2,
             block_out_channels=config.block_out_channels,
@@ -75,7 +75,7 @@ def new_nano_audio_autoencoder(seed: int, config: NanoAudioConfig | None = None)
     config = config or NanoAudioConfig()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = AutoencoderOobleck(
+        net: Any = AutoencoderOobleck(
             # diffusers takes the 2 · C moments from as many channels as the encoder's first layer has
             encoder_hidden_size=2 * config.latent_channels,
             downsampling_ratios=list(config.downsampling_ratios),

@@ -47,15 +47,20 @@ class _Frames(nn.Module):
         from diffusers import AutoencoderKL
 
         super().__init__()
-        self.module = AutoencoderKL(**spatial)
+        self.module: Any = AutoencoderKL(**spatial)
 
 
 class OpenSoraNet(nn.Module):
     """The public weights' module tree; `config` is config.json, where `spatial` and `temporal` may override."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        temporal = {k: tuple(v) if isinstance(v, list) else v for k, v in config.get("temporal", {}).items()}
+        temporal: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.get("temporal", {}).items()
+        }
         self.spatial_vae = _Frames({**SPATIAL, **config.get("spatial", {})})
         self.temporal_vae = TemporalVAE(TemporalConfig(**temporal))
         self.register_buffer("shift", torch.tensor(config.get("shift", SHIFT)).view(1, -1, 1, 1, 1))
