@@ -98,6 +98,11 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
     sampler = ("--steps", str(config.sampling_steps), "--seed", str(config.seed))
     count = str(config.autoencoder_steps)
     codec_steps = ("--video.steps", count, "--audio.steps", count) if config.autoencoder_steps else ()
+    # Rendered clips are judged themselves too, by their known event times; a user's videos may be hours long.
+    reference = str(out / "reference")
+    judged: tuple[str, ...] = ("--generated", str(clips), reference, "--reference", str(videos))
+    if config.videos is not None:
+        judged = ("--generated", str(clips), "--reference", reference)
     plan: list[Step] = []
     if config.videos is None:
         render = ("impacts", "render", str(config.clips), "-o", str(videos), "--seed", str(config.seed))
@@ -129,7 +134,7 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
         Step(
             "reference",
             "shards back to video and sound: what the model was shown",
-            ("inspect", str(dataset), "--decode", str(2 * config.generate), "-o", str(out / "reference")),
+            ("inspect", str(dataset), "--decode", str(2 * config.generate), "-o", reference),
             out / "reference" / "manifest.jsonl",
         ),
         Step(
@@ -148,9 +153,8 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
         ),
         Step(
             "evaluation",
-            "measure what was generated beside the reference",
-            ("evaluate", "--generated", str(clips), "--reference", str(out / "reference"))
-            + ("--metrics", "av_align,onset_offset", "-o", str(out / "evaluation"), *track),
+            "measure what was generated beside what it learned from",
+            ("evaluate", *judged, "--metrics", "av_align,onset_offset", "-o", str(out / "evaluation"), *track),
             out / "evaluation" / "report.html",
         ),
     ]
