@@ -101,9 +101,12 @@ def test_help_answers_in_under_a_second_without_heavy_imports() -> None:
         "heavy = {'torch', 'ray', 'deepspeed', 'mlflow', 'transformers', 'numpy', 'tyro'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.monotonic() - began < 1.0
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy with other tests
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 1.0
     for name in COMMANDS:
         assert name in done.stdout
 
