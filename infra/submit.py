@@ -76,7 +76,7 @@ def check(config: SubmitConfig, command: list[str]) -> None:
     if config.nodes > 1 and command[0] != "train":
         raise UserError(
             f"--nodes {config.nodes}: only train runs on several machines of its own; "
-            "preprocess and evaluate use the workers of a Ray cluster: submit them with --cluster ray"
+            "preprocess uses the workers of a Ray cluster: submit it with --cluster ray"
         )
 
 
