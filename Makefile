@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/syncflow demo $(DEMO_ARGS)
 
+# Two workers, a file each: most tests use one core. What a test starts (ranks, Ray) it starts for itself.
 test: setup
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(TEST_ARGS)

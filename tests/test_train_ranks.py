@@ -114,8 +114,10 @@ def test_two_ranks_equal_one_plain_process(runs: Runs, whole: Path, stage: str) 
     assert checkpoint is not None
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     stored = checkpoint.weights({name: p.shape for name, p in named.items()})
-    # Adam turns rounding of tiny gradients into steps of the learning rate.
-    assert max((p - stored[name]).abs().max().item() for name, p in named.items()) < 1e-4
+    # Adam turns the rounding of a gradient near zero into a step of up to the learning rate: few may, most must not.
+    off = torch.cat([(p - stored[name]).abs().flatten() for name, p in named.items()])
+    assert off.mean() < 1e-6
+    assert off.max() < config.optimizer.lr
 
 
 def test_the_average_is_that_of_an_unsharded_model_bit_for_bit(runs: Runs, whole: Path) -> None:
