@@ -44,9 +44,9 @@ class DemoConfig(Config):
     """Where everything goes."""
     clips: int = 96
     """How many clips to render."""
-    autoencoder_steps: int | None = None
-    """Training steps of each autoencoder; None takes what configs/nano/0_autoencoders.yaml says."""
-    steps: int = 40
+    autoencoder_steps: int = 60
+    """Training steps of each autoencoder."""
+    steps: int = 30
     """Training steps of each of the three stages."""
     ranks: int = 2
     """Training processes."""
@@ -97,7 +97,7 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
     checkpoint = ("--checkpoint", str(train / "3_joint" / "model"))
     sampler = ("--steps", str(config.sampling_steps), "--seed", str(config.seed))
     count = str(config.autoencoder_steps)
-    codec_steps = ("--video.steps", count, "--audio.steps", count) if config.autoencoder_steps else ()
+    codec_steps = ("--video.steps", count, "--audio.steps", count)
     # Rendered clips are judged themselves too, by their known event times; a user's videos may be hours long.
     reference = str(out / "reference")
     judged: tuple[str, ...] = ("--generated", str(clips), reference, "--reference", str(videos))
