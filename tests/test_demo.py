@@ -16,6 +16,8 @@ import pytest
 from syncflow.cli import main
 from syncflow.media import probe
 
+pytestmark = pytest.mark.timeout(1500)  # the first test waits for the whole path, beside another test worker
+
 SMALL = ["--clips", "8", "--autoencoder-steps", "6", "--steps", "3", "--generate", "2", "--sampling-steps", "2"]
 
 
