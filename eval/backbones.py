@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from syncflow.errors import UserError
+from syncflow.files import write_whole
 
 HOME_VARIABLE = "SYNCFLOW_WEIGHTS"
 
@@ -284,6 +285,4 @@ def record_hash(home: Path, name: str, digest: str) -> None:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
-    part = path.with_name(f".pulled.{os.getpid()}")
-    part.write_text(json.dumps(known | {name: digest}, indent=1))
-    os.replace(part, path)
+    write_whole(path, json.dumps(known | {name: digest}, indent=1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from syncflow.eval.protocol import describe
 from syncflow.eval.scores import ClipScore, Score, few
 from syncflow.eval.statistics import Interval, bootstrap, bootstrap_mean
 from syncflow.eval.work import attempt, progress
+from syncflow.files import replacing
 
 REVISION = 1
 """Raise when an extractor changes."""
@@ -79,9 +78,8 @@ class Backbones:
                 continue
             found[score.clip.name] = outcome
             self.cache.mkdir(parents=True, exist_ok=True)
-            part = self.cache / f".{uuid.uuid4().hex}.npz"
-            np.savez(part, **outcome)
-            os.replace(part, kept)
+            with replacing(kept) as part:
+                np.savez(part, **outcome)
         return found, failures
 
 

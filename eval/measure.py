@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -19,6 +17,7 @@ from syncflow.clock import Span
 from syncflow.eval.av_align import audio_peaks, flow_curve, flow_peaks
 from syncflow.eval.clips import ClipFile, content_hash
 from syncflow.eval.loudness import integrated_loudness
+from syncflow.files import write_whole
 from syncflow.media import MediaError, MediaInfo, decode_span, ffmpeg_path, probe
 from syncflow.sync import align_curves, audio_onsets, impact_strength, motion_energy, motion_peaks, onset_strength
 
@@ -154,9 +153,7 @@ def measure_cached(clip: ClipFile, cache: Path | None) -> ClipMeasures:
             return ClipMeasures(**json.loads(kept.read_text()))
     measures = measure_clip(clip)
     cache.mkdir(parents=True, exist_ok=True)
-    part = cache / f".{uuid.uuid4().hex}"
-    part.write_text(json.dumps(asdict(measures), allow_nan=False))
-    os.replace(part, kept)
+    write_whole(kept, json.dumps(asdict(measures), allow_nan=False))
     return measures
 
 

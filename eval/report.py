@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from syncflow.eval.figure import timeline, whisker
 from syncflow.eval.onset_offset import clip_f1
 from syncflow.eval.scores import ClipScore, Score
+from syncflow.files import replacing
 
 if TYPE_CHECKING:
     from syncflow.eval.command import EvaluateConfig
@@ -54,9 +54,8 @@ class Media:
         copy = self.folder / f"{sha256[:16]}{path.suffix.lower()}"
         if not copy.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = copy.with_name(f".{copy.name}.{os.getpid()}")
-            shutil.copyfile(path, part)
-            os.replace(part, copy)
+            with replacing(copy) as part:
+                shutil.copyfile(path, part)
         return f"{self.folder.name}/{copy.name}"
 
 
