@@ -5,21 +5,20 @@ Frames are taken evenly over the clip, scaled and centre-cropped by ffmpeg (bicu
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from syncflow.clock import Span
-from syncflow.eval.backbones import NotComputed
 from syncflow.eval.clips import ClipFile
 from syncflow.media import MediaError, decode_span, probe
+from syncflow.models.perception import clap
+from syncflow.models.perception.checkpoints import WeightsUnavailable
+from syncflow.models.perception.clip import Clip
+from syncflow.models.perception.pictures import IMAGENET_MEAN, IMAGENET_STD, normalised
 
 Features = dict[str, np.ndarray]
 
@@ -55,16 +54,6 @@ def sound(clip: ClipFile, sample_rate: int) -> np.ndarray:
     return decode_span(info, span, fps=4 / info.duration_s, size=(16, 16), sample_rate=sample_rate).waveform
 
 
-def normalised(frames: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(T, H, W, 3) uint8 -> (T, 3, H, W) float32."""
-    scaled = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).float() / 255
-    return (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 class Tagger:
     """EfficientAT mn04: `embedding` (384,), `probabilities` (527,)."""
 
@@ -84,84 +73,37 @@ class OpenClip:
     """CLIP of pictures and of the caption: `frames` (8, D), `text` (D,) where there is a caption."""
 
     def __init__(self, path: Path, architecture: str = "ViT-B-32-quickgelu", frames: int = 8) -> None:
-        import open_clip
+        self.network, self.frames = Clip(path, architecture), frames
 
-        self.network, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=str(path))
-        self.network.eval()
-        self.tokenize = open_clip.get_tokenizer(architecture)
-        self.side = self.network.visual.image_size
-        self.side = self.side[0] if isinstance(self.side, tuple) else self.side
-        self.frames = frames
-
-    @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
-        pictures = normalised(even_frames(clip, self.frames, self.side), CLIP_MEAN, CLIP_STD)
-        found = {"frames": self.network.encode_image(pictures).double().numpy()}
-        if clip.caption:
-            found["text"] = self.network.encode_text(self.tokenize([clip.caption]))[0].double().numpy()
-        return found
+        found = {"frames": self.network.frames(even_frames(clip, self.frames, self.network.side)).astype(float)}
+        return found | _text(self.network, clip)
 
 
 class TransformersClap:
     """CLAP by transformers: `audio` (D,), `text` (D,) where there is a caption."""
 
     def __init__(self, path: Path) -> None:
-        from transformers import AutoProcessor, ClapModel
+        self.network = clap.TransformersClap(path)
 
-        self.network = ClapModel.from_pretrained(path).eval()
-        self.processor = AutoProcessor.from_pretrained(path)
-        self.rate = self.processor.feature_extractor.sampling_rate
-
-    @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
-        extractor = self.processor.feature_extractor
-        # the first 10 s: left to itself the extractor cuts longer sounds at random
-        waveform = sound(clip, self.rate)[: extractor.nb_max_samples]
-        inputs = extractor(waveform, sampling_rate=self.rate, return_tensors="pt")
-        audio = _tensor(self.network.get_audio_features(**inputs))
-        found = {"audio": audio[0].double().numpy()}
-        if clip.caption:
-            tokens = self.processor.tokenizer([clip.caption], return_tensors="pt", truncation=True)
-            found["text"] = _tensor(self.network.get_text_features(**tokens))[0].double().numpy()
-        return found
-
-
-def _tensor(output: Any) -> Tensor:
-    """transformers 5 wraps pooled features in an output object; 4 returned the tensor."""
-    return output if isinstance(output, Tensor) else output.pooler_output
+        rate = self.network.sample_rate
+        return {"audio": self.network.sound(sound(clip, rate), rate).astype(float)} | _text(self.network, clip)
 
 
 class LaionClap:
     """CLAP by laion_clap: `audio` (512,), `text` (512,) where there is a caption."""
 
     def __init__(self, path: Path) -> None:
-        with _blank_arguments():
-            import laion_clap
+        self.network = clap.LaionClap(path)
 
-            self.module = laion_clap.CLAP_Module(enable_fusion=False, amodel="HTSAT-tiny", device="cpu")
-            self.module.load_ckpt(str(path), verbose=False)
-
-    @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
-        waveform = sound(clip, 48000)
-        quantised = (np.clip(waveform, -1, 1) * 32767).astype(np.int16).astype(np.float32) / 32767
-        found = {
-            "audio": np.asarray(self.module.get_audio_embedding_from_data(quantised[None], use_tensor=False)[0], float)
-        }
-        if clip.caption:
-            # the package cannot embed one text alone
-            found["text"] = np.asarray(self.module.get_text_embedding([clip.caption, ""])[0], float)
-        return found
+        rate = self.network.SAMPLE_RATE
+        return {"audio": self.network.sound(sound(clip, rate), rate).astype(float)} | _text(self.network, clip)
 
 
-@contextlib.contextmanager
-def _blank_arguments() -> Iterator[None]:
-    """laion_clap parses sys.argv when it is imported."""
-    kept, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = kept
+def _text(network: Clip | clap.TransformersClap | clap.LaionClap, clip: ClipFile) -> Features:
+    return {"text": network.texts([clip.caption])[0].astype(float)} if clip.caption else {}
 
 
 class VideoMae:
@@ -175,7 +117,8 @@ class VideoMae:
     @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
         config = self.network.config
-        frames = normalised(even_frames(clip, config.num_frames, config.image_size), IMAGENET_MEAN, IMAGENET_STD)
+        side = config.image_size
+        frames = normalised(even_frames(clip, config.num_frames, side), side, IMAGENET_MEAN, IMAGENET_STD)
         hidden = self.network(pixel_values=frames[None]).last_hidden_state  # (1, tokens, D)
         return {"embedding": hidden.mean(dim=1)[0].double().numpy()}
 
@@ -227,7 +170,7 @@ class ScriptSync:
         rows = []
         for start in (Fraction(0), info.duration_s - length):
             part = decode_span(info, Span(start, start + length), fps=self.FPS, size=(224, 224), sample_rate=self.RATE)
-            frames = normalised(part.frames, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+            frames = normalised(part.frames, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
             rows.append(self.network(frames[None], torch.from_numpy(part.waveform)[None])[0].double().numpy())
         return {"logits": np.stack(rows)}
 
@@ -236,11 +179,11 @@ def load_script(path: Path) -> Any:
     """A TorchScript file.
 
     Raises:
-        NotComputed: it is weights alone, which need their authors' code.
+        WeightsUnavailable: it is weights alone, which need their authors' code.
     """
     try:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:
-        raise NotComputed(
+        raise WeightsUnavailable(
             f"{path} is not TorchScript: export the network with torch.jit in its authors' environment and put it there"
         ) from error

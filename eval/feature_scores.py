@@ -11,7 +11,6 @@ import numpy as np
 
 from syncflow.eval import extract
 from syncflow.eval.across import desync, text_similarity
-from syncflow.eval.backbones import Located, NotComputed, locate
 from syncflow.eval.catalogue import FEATURES, FeatureMetric
 from syncflow.eval.clips import Failure
 from syncflow.eval.distances import frechet_distance, frechet_infinity, inception_score, kernel_distance, paired_kl
@@ -20,6 +19,7 @@ from syncflow.eval.scores import ClipScore, Score, few
 from syncflow.eval.statistics import Interval, bootstrap, bootstrap_mean
 from syncflow.eval.work import attempt, progress
 from syncflow.files import replacing
+from syncflow.models.perception.checkpoints import Located, WeightsUnavailable, locate
 
 REVISION = 1
 """Raise when an extractor changes."""
@@ -28,6 +28,10 @@ _RESAMPLES = 100
 
 Found = dict[str, extract.Features]
 """Features by clip name."""
+
+
+class NotComputed(Exception):
+    """Why a metric has no number: a missing package, too few clips, no captions."""
 
 
 @dataclass
@@ -42,7 +46,8 @@ class Backbones:
     def load(self, metric: FeatureMetric) -> tuple[Located, extract.Extractor]:
         """
         Raises:
-            NotComputed: the weights or a package are absent, refused, or not what they should be.
+            NotComputed: a package is absent, or the weights do not fit the network.
+            WeightsUnavailable: they are absent, refused, or not what they should be.
         """
         if not metric.extractor:
             raise NotComputed(f"this version has no loader for {metric.backbone}")
@@ -113,7 +118,7 @@ def score_features(
         if not mine:
             raise NotComputed(f"no clip gave features: {failures[0].detail}" if failures else "no clip gave features")
         result = compute(metric.key, mine, theirs, seed)
-    except NotComputed as error:
+    except (NotComputed, WeightsUnavailable) as error:
         return Score(not_computed=str(error))
     notes = few(result.clips) + result.notes
     if failures:

@@ -173,8 +173,8 @@ def _add_features(config: EvaluateConfig, sets: Sequence[JudgedSet]) -> None:
     names = [name for name in config.names if name not in SCORERS]
     if not names:
         return
-    from syncflow.eval.backbones import weights_home
     from syncflow.eval.feature_scores import Backbones, score_features
+    from syncflow.models.perception.checkpoints import weights_home
 
     backbones = Backbones(weights_home(config.weights), config.output / "cache", config.commercial_safe)
     reference = next((one.scores for one in sets if one.role == "reference"), None)

@@ -6,7 +6,6 @@ Source: Schmid et al., "Efficient large-scale audio tagging via transformer-to-C
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual, MobileNetV3, _mobilenet_v3_conf
 from torchvision.ops import SqueezeExcitation
+
+from syncflow.models.perception.sounds import resample
 
 SAMPLE_RATE = 32000
 CLASSES = 527
@@ -94,13 +95,3 @@ def tag(network: MobileNetV3, waveform: np.ndarray, sample_rate: int) -> tuple[n
     embedding = network.avgpool(features).flatten(1)  # (1, 384)
     logits = network.classifier(embedding)
     return embedding[0].double().numpy(), torch.sigmoid(logits)[0].double().numpy()
-
-
-def resample(waveform: np.ndarray, sample_rate: int, target: int) -> np.ndarray:
-    """(L,) at another rate, by a polyphase filter."""
-    from scipy.signal import resample_poly
-
-    if sample_rate == target:
-        return np.asarray(waveform)
-    common = math.gcd(sample_rate, target)
-    return resample_poly(np.asarray(waveform, np.float64), target // common, sample_rate // common)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from syncflow.config import is_terminal
 from syncflow.errors import UserError
-from syncflow.eval.backbones import (
+from syncflow.models.perception.checkpoints import (
     BACKBONES,
     HOME_VARIABLE,
     Backbone,

@@ -12,11 +12,11 @@ import torch
 from syncflow.errors import UserError
 from syncflow.eval import extract
 from syncflow.eval.across import DESYNC_OFFSETS_S, avh_score, desync, javis_score, javis_windows, text_similarity
-from syncflow.eval.backbones import BACKBONES, NotComputed, locate
 from syncflow.eval.clips import ClipFile, find_clips
 from syncflow.eval.extract import I3d, OpenClip, ScriptSync, Tagger, TransformersClap, VideoMae
 from syncflow.eval.loudness import integrated_loudness
 from syncflow.eval.weights import main as weights_command
+from syncflow.models.perception.checkpoints import BACKBONES, WeightsUnavailable, locate
 
 
 @pytest.fixture
@@ -141,17 +141,17 @@ def test_torchscript_networks(clip: ClipFile, tmp_path: Path) -> None:
     assert logits.shape == (2, 21)
     assert desync(logits) == pytest.approx(0.6)
     (tmp_path / "weights.pt").write_bytes(b"no network")
-    with pytest.raises(NotComputed, match="not TorchScript"):
+    with pytest.raises(WeightsUnavailable, match="not TorchScript"):
         extract.load_script(tmp_path / "weights.pt")
 
 
 def test_absent_refused_or_altered_weights_are_reasons(tmp_path: Path) -> None:
-    with pytest.raises(NotComputed, match="syncflow weights pull efficientat-mn04"):
+    with pytest.raises(WeightsUnavailable, match="syncflow weights pull efficientat-mn04"):
         locate("efficientat-mn04", tmp_path)
-    with pytest.raises(NotComputed, match="forbids commercial use"):
+    with pytest.raises(WeightsUnavailable, match="forbids commercial use"):
         locate("videomae-base-k400", tmp_path, commercial_safe=True)
     (tmp_path / BACKBONES["efficientat-mn04"].file).write_bytes(b"altered")
-    with pytest.raises(NotComputed, match="not the published"):
+    with pytest.raises(WeightsUnavailable, match="not the published"):
         locate("efficientat-mn04", tmp_path)
     with pytest.raises(UserError, match="did you mean clip-vit-b32"):
         locate("clip-vit-b16", tmp_path)

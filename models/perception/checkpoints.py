@@ -1,4 +1,4 @@
-"""The networks behind metrics: exactly which public checkpoint, its licence, and how its input is prepared.
+"""Public checkpoints: exactly which one, its licence, and how the network's input is prepared.
 
 A SHA-256 is stated only where its publisher states it or the file was at hand; elsewhere it is recorded on the
 first pull and checked from then on. Weights lie in one folder, by file name, and may be put there by hand.
@@ -212,8 +212,8 @@ def weights_home(given: Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "syncflow" / "weights"
 
 
-class NotComputed(Exception):
-    """Why a metric has no number: absent weights, a refused licence, too few clips, no captions."""
+class WeightsUnavailable(UserError):
+    """Weights that are absent, refused for their licence, or not what they should be."""
 
 
 def get_backbone(name: str) -> Backbone:
@@ -245,18 +245,22 @@ def locate(name: str, home: Path, commercial_safe: bool = False) -> Located:
     """The weights of a backbone, checked.
 
     Raises:
-        NotComputed: they are not there, their licence was refused, or they are not the bytes they should be.
+        WeightsUnavailable: they are not there, their licence was refused, or they are not the bytes they should be.
     """
     backbone = get_backbone(name)
     if commercial_safe and not backbone.commercial:
-        raise NotComputed(f"the licence of {name} ({backbone.licence}) forbids commercial use")
+        raise WeightsUnavailable(f"the licence of {name} ({backbone.licence}) forbids commercial use")
     path = home / backbone.file
     if not path.exists():
-        raise NotComputed(f"the weights of {name} are not at {path}; `syncflow weights pull {name}` fetches them")
+        raise WeightsUnavailable(
+            f"the weights of {name} are not at {path}; `syncflow weights pull {name}` fetches them"
+        )
     digest = tree_hash(path)
     expected = backbone.sha256 or recorded_hash(home, name)
     if expected and digest != expected:
-        raise NotComputed(f"{path} is not the published {name}: SHA-256 {digest[:12]}… instead of {expected[:12]}…")
+        raise WeightsUnavailable(
+            f"{path} is not the published {name}: SHA-256 {digest[:12]}… instead of {expected[:12]}…"
+        )
     return Located(backbone, path, digest)
 
 
