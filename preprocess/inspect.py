@@ -74,17 +74,18 @@ def describe(dataset: Dataset) -> str:
         f"{float(card.fps):g} fps, {card.sample_rate} Hz, {card.dtype}; format {card.format_version}, "
         f"fingerprint {card.fingerprint}, {card.created_by}",
         f"video latents by {_encoder(card.video_autoencoder)}",
-        f"audio latents by {_encoder(card.audio_autoencoder)}",
+        f"audio latents by {_encoder(card.audio_autoencoder)}" if card.audio_autoencoder else "no sound",
         f"text by {_encoder(text)}" if text else "text is embedded during training",
     ]
     for bucket in card.buckets:
-        shapes = f"video {_shape(bucket.video_shape)}, audio {_shape(bucket.audio_shape)}"
+        shapes = f"video {_shape(bucket.video_shape)}, audio {_shape(bucket.audio_shape or ())}"
         lines.append(f"bucket {bucket.name}: {bucket.samples} clips, {shapes}")
     shards = dataset.shards
     size = sum(member.size for s in shards for sample in s.samples for member in sample.members.values())
     lines.append(f"{len(shards)} shards, {size / 1e6:.1f} MB")
     for kind, stats in (("video", card.video_stats), ("audio", card.audio_stats)):
-        lines.append(f"{kind} latent mean {_numbers(stats.mean)} std {_numbers(stats.std)}")
+        if stats:
+            lines.append(f"{kind} latent mean {_numbers(stats.mean)} std {_numbers(stats.std)}")
     offsets = np.array([x for shard in shards for x in shard.stats.get("sync.offset_ms", [])])
     if len(offsets):
         middle = np.median(np.abs(offsets))
@@ -104,6 +105,8 @@ def verify(dataset: Dataset) -> list[tuple[str, str]]:
 def decode(dataset: Dataset, config: InspectConfig) -> int:
     """Samples spread over the data set, from their latents back to mp4, with a manifest that evaluate reads."""
     card = dataset.card
+    if card.audio_autoencoder is None:
+        raise UserError(f"{dataset.path} has no sound: --decode writes videos with sound only")
     video = load_video_autoencoder(_spec(card.video_autoencoder, config.video_autoencoder, "video_autoencoder"))
     audio = load_audio_autoencoder(_spec(card.audio_autoencoder, config.audio_autoencoder, "audio_autoencoder"))
     config.output.mkdir(parents=True, exist_ok=True)

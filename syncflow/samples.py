@@ -78,7 +78,7 @@ class ClipRecord(_Record):
 
 @dataclass
 class StoredSample:
-    """One clip as a shard holds it: its record and the tensors named in `TENSORS` (text may be left out)."""
+    """One clip as a shard holds it: its record and the tensors named in `TENSORS` (text and audio may be left out)."""
 
     record: ClipRecord
     tensors: dict[str, Tensor]
@@ -150,8 +150,8 @@ class Bucket(_Record):
     num_frames: int
     video_shape: tuple[int, int, int, int]
     """(C_v, T_v, H, W) of the latents."""
-    audio_shape: tuple[int, int]
-    """(C_a, T_a) of the latents."""
+    audio_shape: tuple[int, int] | None = None
+    """(C_a, T_a) of the latents; None in a data set without sound."""
     samples: int = 0
 
 
@@ -168,7 +168,8 @@ class DatasetCard(_Record):
     format_version: int = FORMAT_VERSION
     created_by: str
     video_autoencoder: EncoderIdentity
-    audio_autoencoder: EncoderIdentity
+    audio_autoencoder: EncoderIdentity | None = None
+    """None where there is no sound: silent videos, or images (one frame each)."""
     text_encoder: EncoderIdentity | None
     """None where the text is embedded during training (`text: online`)."""
     fps: Fraction
@@ -181,7 +182,7 @@ class DatasetCard(_Record):
     """Dropped clips by reason; kept + sum(rejected) = read."""
     hours: float
     video_stats: ChannelStats
-    audio_stats: ChannelStats
+    audio_stats: ChannelStats | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -191,18 +192,20 @@ class DatasetCard(_Record):
     def differences(self, other: DatasetCard) -> list[str]:
         """What keeps the two from being mixed, one line each; empty where they agree."""
         mine, theirs = _meaning(self), _meaning(other)
-        return [f"{key}: {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        silent = self.audio_autoencoder is None or other.audio_autoencoder is None
+        compared = [key for key in mine if not (silent and key in ("audio_autoencoder", "sample_rate"))]
+        return [f"{key}: {mine[key]} against {theirs[key]}" for key in compared if mine[key] != theirs[key]]
 
 
 def _meaning(card: DatasetCard) -> dict[str, object]:
-    def encoder(identity: EncoderIdentity | None) -> str:
-        return f"{identity.kind}:{identity.sha256}:{identity.channels}" if identity else "online"
+    def encoder(identity: EncoderIdentity | None, absent: str) -> str:
+        return f"{identity.kind}:{identity.sha256}:{identity.channels}" if identity else absent
 
     return {
         "format_version": card.format_version,
-        "video_autoencoder": encoder(card.video_autoencoder),
-        "audio_autoencoder": encoder(card.audio_autoencoder),
-        "text_encoder": encoder(card.text_encoder),
+        "video_autoencoder": encoder(card.video_autoencoder, ""),
+        "audio_autoencoder": encoder(card.audio_autoencoder, "none"),
+        "text_encoder": encoder(card.text_encoder, "online"),
         "fps": str(card.fps),
         "sample_rate": card.sample_rate,
     }
