@@ -24,6 +24,7 @@ from syncflow.tracker import Tracker, TrackingConfig
 SPOOL, STATE = "spool.jsonl", "spool.state.json"
 BATCH_LINES = 300
 RETRY_S = (1, 2, 5, 10, 30)
+SYSTEM_S = 15.0
 CLOSE_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class SpoolTracker:
         self._shipper = _Shipper(config, run_name, spool_dir, self._stop)
         self._thread = threading.Thread(target=self._shipper.run, name="mlflow-spool", daemon=True)
         self._thread.start()
+        self._closing = threading.Event()
+        self._system = threading.Thread(target=self._watch_system, name="system-metrics", daemon=True)
+        self._system.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Report finite metrics at `step`; a metric already reported at that step or a later one is left out."""
@@ -89,6 +93,8 @@ class SpoolTracker:
 
     def close(self) -> None:
         """Ship what is left, for at most `close_s` seconds; the rest goes out when the job is next opened."""
+        self._closing.set()
+        self._system.join(self.close_s)
         self._stop.set()
         self._thread.join(self.close_s)
         with self._lock:
@@ -96,6 +102,19 @@ class SpoolTracker:
         left = self._shipper.bytes_left()
         if left:
             log.warning("tracking: %d bytes of %s are not sent yet; opening this job again sends them", left, self.path)
+
+    def _watch_system(self) -> None:
+        """MLflow's own view of this machine, through the spool: cores, memory, network, disk and, with nvidia-ml-py,
+        GPUs. Its step counts the looks, as MLflow's own collector does."""
+        monitors = _system_monitors()
+        step = max((s for k, s in self._reported.items() if k.startswith("system/")), default=-1)
+        pause_s = 1.0
+        while not self._closing.wait(pause_s):
+            step, pause_s = step + 1, SYSTEM_S
+            for monitor in monitors:
+                monitor.collect_metrics()
+                self.log({f"system/{k}": v for k, v in monitor.aggregate_metrics().items()}, step)
+                monitor.clear_metrics()
 
     def _append(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps({"time_ms": int(time.time() * 1000), **line}) + "\n")
@@ -221,6 +240,22 @@ class _Shipper:
 
     def _save(self) -> None:
         write_whole(self.state_path, json.dumps({"offset": self.offset, "run_id": self.run_id}))
+
+
+def _system_monitors() -> list[Any]:
+    import psutil
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    psutil.cpu_percent()  # counts from here; the first answer would be 0
+    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    try:
+        monitors.append(GPUMonitor())
+    except (ImportError, RuntimeError) as error:
+        log.debug("tracking: no metrics of GPUs: %s", error)
+    return monitors
 
 
 def _last_steps(spool: Path) -> dict[str, int]:

@@ -131,3 +131,20 @@ def test_a_server_that_hangs_or_dies_neither_blocks_nor_loses(tmp_path: Path) ->
 def test_an_unusable_address_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sqlite:///"):
         open_tracker(TrackingConfig(uri="mlruns"), "run", tmp_path)
+
+
+def test_the_machine_is_watched_through_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("syncflow.infra.tracking.SYSTEM_S", 0.2)
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    for looks in (2, 4):  # the second start goes on counting
+        tracker = open_tracker(config, "run", tmp_path / "job")
+        deadline = time.monotonic() + 60
+        while (tmp_path / "job" / SPOOL).read_text().count("system/cpu_utilization_percentage") < looks:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        tracker.close()
+    used = history(config, tmp_path / "job", "system/system_memory_usage_percentage")
+    assert [step for step, _ in used] == list(range(len(used)))
+    assert len(used) >= 4
+    assert all(0 < value < 100 for _, value in used)
+    assert history(config, tmp_path / "job", "system/network_receive_megabytes")
