@@ -36,16 +36,11 @@ class FlowConfig(Config):
     """Weight of the audio's loss."""
 
 
-def sample_t(
-    n: int, config: FlowConfig | None = None, *, generator: torch.Generator | None = None, ratio: float | Tensor = 1.0
-) -> Tensor:
-    """(n,) times in [0, 1], float32, on the generator's device; `ratio` from `shift_ratio`."""
-    config = config or FlowConfig()
-    device = generator.device if generator is not None else None
-    if config.t_sampling == "uniform":
-        t = torch.rand(n, generator=generator, device=device)
-    else:
-        t = torch.sigmoid(config.t_mean + config.t_std * torch.randn(n, generator=generator, device=device))
+def sample_t(uniform: Tensor, config: FlowConfig, *, ratio: float | Tensor = 1.0) -> Tensor:
+    """(n,) times in [0, 1] from (n,) numbers drawn uniformly from [0, 1); `ratio` from `shift_ratio`."""
+    t = uniform
+    if config.t_sampling == "logit_normal":
+        t = torch.sigmoid(config.t_mean + config.t_std * torch.special.ndtri(uniform))
     return shift_t(t, ratio)
 
 

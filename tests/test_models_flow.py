@@ -98,7 +98,7 @@ def test_shift_fixes_the_ends_and_composes() -> None:
 
 def test_times_are_drawn_as_configured_and_repeatably() -> None:
     def draw(config: FlowConfig, ratio: float = 1.0) -> Tensor:
-        return sample_t(20_000, config, generator=torch.Generator().manual_seed(3), ratio=ratio)
+        return sample_t(torch.rand(20_000, generator=torch.Generator().manual_seed(3)), config, ratio=ratio)
 
     uniform, normal = draw(FlowConfig()), draw(FlowConfig(t_sampling="logit_normal", t_mean=0.5))
     assert torch.equal(uniform, draw(FlowConfig()))

@@ -102,7 +102,7 @@ def test_two_ranks_equal_one_plain_process(runs: Runs, whole: Path, stage: str) 
     for step in range(config.steps):
         example = batches[step]
         assert not isinstance(example, Exception)
-        loss, _, _ = objective(example)
+        loss, _, _ = objective(example.draw())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.clip)

@@ -13,6 +13,7 @@ from syncflow.errors import UserError
 from syncflow.models.config import ModelConfig
 from syncflow.models.flow import FlowConfig
 from syncflow.models.sizes import model_config
+from syncflow.models.text import TextEncoderSpec
 from syncflow.tracker import TrackingConfig
 
 Part = Literal["video", "adaptors", "audio"]
@@ -45,6 +46,10 @@ class DataConfig(Config):
     """Share of clips whose caption is replaced by the null caption, so that guidance works."""
     max_tokens: PositiveInt = 300
     """Longer captions are cut."""
+    text_encoder: TextEncoderSpec = TextEncoderSpec()
+    """Embeds the captions of data sets that were preprocessed without (`text: online`)."""
+    held_out: int = Field(default=0, ge=0)
+    """So many clips, the last of the largest bucket, are never trained on: validation looks at them."""
     cache_dir: str = ""
     """Where shards of remote data sets are kept; empty reads every clip by range request."""
     cache_gb: float = Field(default=50.0, gt=0)
@@ -108,16 +113,14 @@ class CheckpointConfig(Config):
 
 
 class ValidationConfig(Config):
-    """Looks at the EMA weights while training goes on."""
+    """Looks at the EMA weights while training goes on, on clips that are not trained on (`data.held_out`)."""
 
     every: int = Field(default=0, ge=0)
     """Steps between validations; 0 never."""
-    clips: PositiveInt = 16
-    """Clips of the data set whose loss is measured on fixed noise at fixed t."""
     times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    """The fixed t."""
+    """The fixed t at which the loss of the held-out clips is measured, on fixed noise."""
     samples: int = Field(default=0, ge=0)
-    """Videos with sound generated, measured for sync and kept as artifacts."""
+    """Held-out clips that are generated anew, measured for sync and kept as artifacts."""
     sample_steps: PositiveInt = 20
     """Solver steps of a sample."""
     guidance: float = Field(default=1.0, ge=0)
@@ -187,6 +190,8 @@ class StageConfig(Config):
     """Print parameters, memory, tokens, FLOPs and GPU-hours, and stop."""
     hardware: Literal["cpu", "a100-40", "a100", "h100", "h200", "b200"] = "h100"
     """What a dry run reckons with."""
+    memory_gib: float = Field(default=0, ge=0)
+    """Memory of a rank, beyond which a dry run refuses; 0 takes that of `hardware` (cpu: this machine's, shared)."""
     mfu: float = Field(default=0.35, gt=0, le=1)
     """Share of the peak FLOP/s a dry run reckons with."""
 
@@ -240,8 +245,13 @@ class StageConfig(Config):
             raise ValueError("nodes is above 1: give rendezvous as host:port of the first machine")
         if self.data.path and self.data.datasets:
             raise ValueError("data.path and data.datasets are both given: keep one")
-        if not all(0 <= t <= 1 for t in self.validation.times):
+        if not self.validation.times or not all(0 <= t <= 1 for t in self.validation.times):
             raise ValueError(f"validation.times must lie in [0, 1], got {self.validation.times}")
+        if self.validation.every and self.data.held_out < max(1, self.validation.samples):
+            raise ValueError(
+                f"validation needs clips that are not trained on: set data.held_out to "
+                f"{max(1, self.validation.samples)} or more, or validation.every: 0"
+            )
         return self
 
     @property

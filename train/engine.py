@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncflow.models.d_dit import DualDiT
+from syncflow.train.collate import MicroBatch
 from syncflow.train.config import PARTS, StageConfig
-from syncflow.train.loader import Example
 from syncflow.train.objective import Objective
 
 ALONE = "SYNCFLOW_ALONE"  # set where the rank's environment is our own making, not a launcher's
@@ -143,12 +143,12 @@ class Engine:
         self.pieces = list(self._find_pieces())
         self._pending: tuple[Tensor, ...] = ()
 
-    def backward(self, example: Example) -> tuple[Tensor, Tensor]:
+    def backward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Forward and backward of a micro-batch; returns video and audio losses (B,).
 
         Every micro-batch but the last of a step must be followed by `accumulate`, the last by `update`.
         """
-        loss, video, audio = self.engine(example.to(self.ranks.device))
+        loss, video, audio = self.engine(batch.to(self.ranks.device).draw())
         self.engine.backward(loss)
         return video, audio
 

@@ -66,7 +66,8 @@ def clip_lengths(config: StageConfig, source: Source | None) -> Lengths:
         return lengths_of(config.size, side, side, Fraction(2), 40)
     bucket = max((b for d in source.datasets for b in d.card.buckets), key=lambda b: b.samples)
     _, frames, rows, cols = bucket.video_shape
-    return Lengths(frames, rows, cols, bucket.audio_shape[1], 40)
+    heard = bucket.audio_shape[1] if bucket.audio_shape and config.flow.audio_weight else 0
+    return Lengths(frames, rows, cols, heard, 40)
 
 
 def training_flops(config: StageConfig, cost: Cost) -> float:

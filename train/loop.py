@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from syncflow.train import guard
 from syncflow.train.checkpoint import Progress, Saver
+from syncflow.train.collate import MicroBatch
 from syncflow.train.config import StageConfig, learning_rate
 from syncflow.train.ema import Ema
 from syncflow.train.engine import Engine, Ranks, everyones
 from syncflow.train.launch import StopRequest
-from syncflow.train.loader import Example
 from syncflow.train.report import Meter, Report
 from syncflow.train.watchdog import Watchdog
 
@@ -26,7 +26,7 @@ class Training:
     engine: Engine
     ema: Ema
     progress: Progress
-    batches: Iterator[list[Example]]
+    batches: Iterator[list[MicroBatch]]
     saver: Saver
     report: Report | None
     """On the first rank."""
@@ -46,15 +46,15 @@ def train(run: Training) -> bool:
     while progress.step < config.steps:
         started = time.monotonic()
         watch.phase("waiting for data")
-        examples = next(run.batches)
+        batches = next(run.batches)
         waited_s = time.monotonic() - started
 
         watch.phase("forward and backward")
         meter = Meter(config, run.ranks.device)
-        for i, example in enumerate(examples):
+        for i, batch in enumerate(batches):
             if i:
                 engine.accumulate()
-            meter.add(example, *engine.backward(example))
+            meter.add(batch, *engine.backward(batch))
         unsaved = run.saver.take_problem()
         watch.phase("summing over ranks")
         totals = meter.reduce(engine.gradient_squares(), waited_s, run.stop.signal != 0, bool(unsaved))
@@ -71,7 +71,7 @@ def train(run: Training) -> bool:
         if run.report:
             run.report.step(progress.step, totals, lr, time.monotonic() - started, progress.skipped)
         if bad:
-            ids = [i for rank in everyones([i for e in examples for i in e.batch.ids], run.ranks) for i in rank]
+            ids = [i for rank in everyones([i for batch in batches for i in batch.ids], run.ranks) for i in rank]
             if run.report:
                 run.report.say(f"step {progress.step} skipped: {bad}; clips {', '.join(ids)}")
             guard.check(progress, bad, ids, config.guard)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from syncflow.models.d_dit import DualDiT
 from syncflow.models.flow import flow_loss, interpolate, target_velocity
+from syncflow.train.collate import Example
 from syncflow.train.config import StageConfig
-from syncflow.train.loader import Example
 
 T_BINS = 4
 

@@ -28,6 +28,7 @@ from syncflow.samples import EncoderIdentity
 from syncflow.train.config import StageConfig
 from syncflow.train.loader import Source
 
+_NO_SOUND = "none-trained-without-sound"
 _COPY_BYTES = 256 * 1024 * 1024
 
 
@@ -109,13 +110,15 @@ def write_outputs(
 
 def model_card(config: StageConfig, source: Source, folder: Path) -> ModelCard:
     """Small autoencoders are copied into the model directory, so that it can be moved and needs nothing else."""
-    card = source.datasets[0].card
+    card = source.card
     bucket = max((b for d in source.datasets for b in d.card.buckets), key=lambda b: b.samples)
     text = card.text_encoder
     return ModelCard(
         model=config.model,
         video_autoencoder=_bring(card.video_autoencoder, folder, "video_autoencoder"),
-        audio_autoencoder=_bring(card.audio_autoencoder, folder, "audio_autoencoder"),
+        audio_autoencoder=_bring(card.audio_autoencoder, folder, "audio_autoencoder")
+        if card.audio_autoencoder
+        else AutoencoderSpec(kind="oobleck", path=_NO_SOUND),
         text_encoder=TextEncoderSpec(
             kind=text.kind,  # type: ignore[arg-type]
             path=text.path,
@@ -123,7 +126,7 @@ def model_card(config: StageConfig, source: Source, folder: Path) -> ModelCard:
             sha256=text.sha256,
         )
         if text
-        else TextEncoderSpec(),
+        else config.data.text_encoder.model_copy(update={"max_tokens": config.model.video.model_max_length}),
         fps=card.fps,
         sample_rate=card.sample_rate,
         width=bucket.width,

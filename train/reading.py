@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import zlib
 from collections import OrderedDict
+from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 
+import torch
 from fsspec.implementations.local import LocalFileSystem
+from torch import Tensor
 
 from syncflow.errors import UserError
-from syncflow.samples import Dataset, IndexedSample, ShardMarker, StoredSample, unpack
+from syncflow.samples import ClipRecord, Dataset, IndexedSample, ShardMarker, StoredSample
+from syncflow.train.cache import ShardCache
 
 _OPEN_FILES = 64
+_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class ShardReader:
@@ -31,23 +39,29 @@ class ShardReader:
             UserError: the shard is missing, cut short or damaged, naming the tar and the clip.
         """
         sample = shard.samples[place]
+        members = self._members(shard, sample)
         try:
-            return unpack(self._members(shard, sample))
+            record = ClipRecord.model_validate_json(bytes(members["json"]))
+            return StoredSample(record, _tensors(members["safetensors"]))
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.dataset.tar_path(shard)}: {sample.id} cannot be read: {error}") from error
 
-    def _members(self, shard: ShardMarker, sample: IndexedSample) -> dict[str, bytes]:
+    def _members(self, shard: ShardMarker, sample: IndexedSample) -> dict[str, memoryview]:
         path = self.dataset.tar_path(shard)
-        if not self.local:
-            if self.cache is None:
-                return self.dataset.read_members(shard, sample)
-            path = str(self.cache.fetch(self.dataset, shard))
+        if not self.local and self.cache is None:
+            remote = self.dataset.read_members(shard, sample)
+            return {extension: memoryview(bytearray(data)) for extension, data in remote.items()}
+        # A clip's members lie side by side: one read, and tensors that are views of it.
+        start = min(member.offset for member in sample.members.values())
+        data = memoryview(bytearray(max(member.offset + member.size for member in sample.members.values()) - start))
+        with self.cache.open(self.dataset, shard) if self.cache else nullcontext(self._open(path)) as handle:
+            there = os.preadv(handle, [data], start)
         members = {}
         for extension, member in sample.members.items():
-            data = os.pread(self._open(path), member.size, member.offset)
-            if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            part = data[member.offset - start :][: member.size]
+            if there < member.offset - start + member.size or zlib.crc32(part) != member.crc32:
                 raise UserError(f"{path}: {sample.id}.{extension} is damaged (checksum); preprocess this shard again")
-            members[extension] = data
+            members[extension] = part
         return members
 
     def _open(self, path: str) -> int:
@@ -64,29 +78,21 @@ class ShardReader:
         return handle
 
 
-class ShardCache:
-    """Whole shards of object stores on a local disk, the longest unused deleted first; shared by all processes."""
+def _tensors(data: memoryview) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as views of `data`; the library's `load` copies each twice."""
+    length = int.from_bytes(data[:8], "little")
+    return {
+        name: torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=8 + length + start).view(shape)
+        for name, dtype, shape, start in _layout(bytes(data[8 : 8 + length]))
+    }
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder, self.limit_bytes = folder, limit_bytes
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def fetch(self, dataset: Dataset, shard: ShardMarker) -> Path:
-        # Tar names carry a unique suffix, so a name never stands for two contents.
-        path = self.folder / f"{shard.bucket}-{shard.tar}"
-        if not path.exists():
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            dataset.fs.get_file(dataset.tar_path(shard), str(part))
-            self._make_room(part.stat().st_size)
-            os.replace(part, path)
-        os.utime(path)
-        return path
-
-    def _make_room(self, size: int) -> None:
-        shards = sorted(self.folder.glob("*.tar"), key=lambda p: p.stat().st_mtime)
-        used = sum(p.stat().st_size for p in shards)
-        for path in shards:
-            if used + size <= self.limit_bytes:
-                return
-            used -= path.stat().st_size
-            path.unlink(missing_ok=True)  # a reader that has it open keeps its bytes
+@lru_cache(maxsize=1024)
+def _layout(header: bytes) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
+    """(name, dtype, shape, first byte) of each tensor. Clips of a bucket differ in their text's length only."""
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    return [
+        (name, _TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
+        for name, entry in entries.items()
+    ]

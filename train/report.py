@@ -6,15 +6,17 @@ import math
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from syncflow.config import is_terminal
 from syncflow.tracker import Tracker
+from syncflow.train.collate import MicroBatch
 from syncflow.train.config import PARTS, StageConfig
 from syncflow.train.engine import all_sum
-from syncflow.train.loader import Example
+from syncflow.train.history import History
 from syncflow.train.objective import T_BINS
 
 _LINE_S = 5.0
@@ -52,8 +54,8 @@ class Meter:
         ]
         self.bins = torch.zeros(3, T_BINS, dtype=torch.float64, device=device)  # video, audio, clips
 
-    def add(self, example: Example, video: Tensor, audio: Tensor) -> None:
-        place = (example.t.to(video.device) * T_BINS).long().clamp(0, T_BINS - 1)  # (B,)
+    def add(self, batch: MicroBatch, video: Tensor, audio: Tensor) -> None:
+        place = (batch.t.to(video.device) * T_BINS).long().clamp(0, T_BINS - 1)  # (B,)
         self.bins.index_add_(1, place, torch.stack([video, audio, torch.ones_like(video)]).double())
 
     def reduce(self, squares: Tensor, waited_s: float, stop: bool, unsaved: bool) -> Totals:
@@ -88,16 +90,15 @@ class Report:
     """Collects steps of the first rank and tells of them every `log_every` steps."""
 
     config: StageConfig
-    tracker: Tracker | None
+    tracker: Tracker
     tokens_per_clip: int
     media_s_per_clip: float
     flops_per_clip: float
     peak_flops: float
     """Of all devices together; 0 where it is not known."""
+    history: History
     steps: list[Totals] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
-    history: list[tuple[int, float]] = field(default_factory=list)
-    """(step, weighted loss) of every step of this run."""
     _line_at: float = 0.0
 
     def step(self, step: int, totals: Totals, lr: float, seconds: float, skipped: int) -> None:
@@ -105,23 +106,30 @@ class Report:
         self.step_s.append(seconds)
         weights = {"video": self.config.flow.video_weight, "audio": self.config.flow.audio_weight}
         loss = sum(weights[name] * value for name, value in totals.loss.items())
-        self.history.append((step, loss))
-        if self.tracker is not None:
-            per_step = {"loss": loss, **{f"loss/{name}": value for name, value in totals.loss.items()}}
-            self.tracker.log(per_step, step)
+        metrics = {"loss": loss, **{f"loss/{name}": value for name, value in totals.loss.items()}}
         last = step == self.config.steps
         if is_terminal() and (last or time.monotonic() - self._line_at > 0.2):
             self._line_at = time.monotonic()
             print(f"\r\x1b[K{self._line(step, totals, lr)}", end="\n" if last else "", file=sys.stderr, flush=True)
         if step % self.config.log_every == 0 or last:
-            metrics = self._metrics(lr, skipped)
-            if self.tracker is not None:
-                self.tracker.log(metrics, step)
+            metrics |= self._metrics(lr, skipped)
             if not is_terminal() and (last or time.monotonic() - self._line_at > _LINE_S):
                 self._line_at = time.monotonic()
                 print(self._line(step, totals, lr), file=sys.stderr, flush=True)
             self.steps.clear()
             self.step_s.clear()
+        self.tracker.log(metrics, step)
+        self.history.add(step, metrics)
+
+    def validated(self, step: int, metrics: dict[str, float], files: list[str]) -> None:
+        """What a validation found; `files` are kept with the run."""
+        self.tracker.log(metrics, step)
+        self.history.add(step, metrics)
+        for path in files:
+            self.tracker.artifact(Path(path), f"samples/step-{step:08d}")
+        shown = [key for key in metrics if key.startswith("val/loss/") and key.count("/") == 2]
+        shown += [key for key in metrics if key.endswith("/event_f1")]
+        self.say(f"step {step}: " + ", ".join(f"{key.removeprefix('val/')} {metrics[key]:.3f}" for key in shown))
 
     def say(self, line: str) -> None:
         """A line of its own."""
@@ -130,18 +138,6 @@ class Report:
             file=sys.stderr,
             flush=True,
         )
-
-    def summary(self) -> dict[str, float]:
-        """For `metrics.json`: mean loss of this run's first and last tenth of steps."""
-        losses = [loss for _, loss in self.history]
-        tenth = max(1, len(losses) // 10)
-        if not losses:
-            return {}
-        return {
-            "steps": float(self.history[-1][0]),
-            "loss_first": _mean(losses[:tenth]),
-            "loss_last": _mean(losses[-tenth:]),
-        }
 
     def _metrics(self, lr: float, skipped: int) -> dict[str, float]:
         seconds = sum(self.step_s)

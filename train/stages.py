@@ -19,11 +19,13 @@ from syncflow.models.flops import forward_cost
 from syncflow.process import git_commit
 from syncflow.tracker import OpenTracker, Tracker
 from syncflow.train import engine as engines
+from syncflow.train.captions import Captions
 from syncflow.train.checkpoint import Checkpoint, Progress, Saver, find_latest
 from syncflow.train.config import StageConfig
 from syncflow.train.ema import Ema
 from syncflow.train.engine import Engine, Ranks
 from syncflow.train.estimate import clip_lengths, peak_flops, training_flops
+from syncflow.train.history import History
 from syncflow.train.launch import StopRequest
 from syncflow.train.loader import Source, open_source, training_batches
 from syncflow.train.loop import Training, train
@@ -92,22 +94,26 @@ def run_stage(config: StageConfig, ranks: Ranks, open_tracker: OpenTracker, stop
         tracker = open_tracker(config.tracking, config.name, output)
         tracker.params(_flat(config.model_dump(mode="json")))
         tracker.tags(_tags(config, source, parent))
-        report = Report(config, tracker, *_per_clip(config, source), peak_flops(ranks.world_size))
+        history = History(output / "metrics.jsonl", progress.step)
+        report = Report(config, tracker, *_per_clip(config, source), peak_flops(ranks.world_size), history)
         for problem in problems:
             report.say(f"{problem}; it is passed over")
         report.say(_opening(config, ranks, progress, engine, source, time.monotonic() - began))
+    watchdog = Watchdog(output / "watch", ranks, config.guard.stall_s)
+    captions = _captions(config, source, ranks)
+    batches = training_batches(config, source, ranks.rank, ranks.world_size, progress.step)
     run = Training(
         config=config,
         ranks=ranks,
         engine=engine,
         ema=ema,
         progress=progress,
-        batches=training_batches(config, source, ranks.rank, ranks.world_size, progress.step),
+        batches=([captions.embed(batch) for batch in step] for step in batches) if captions else batches,
         saver=Saver(output / "checkpoints", ranks, config.checkpoint.keep),
         report=report,
-        validate=_validation(config, source, ranks, engine, ema, parent, tracker),
+        validate=_validation(config, source, ranks, engine, ema, parent, report, watchdog, captions),
         stop=stop,
-        watchdog=Watchdog(output / "watch", ranks, config.guard.stall_s),
+        watchdog=watchdog,
     )
     try:
         with run.watchdog:
@@ -128,14 +134,13 @@ def open_stage_source(config: StageConfig) -> Source:
         return open_source(config)
     card = load_card(find_model(config.init_from))
     check_same(card.model, config.model, config.init_from)
-    stats = (card.video_stats, card.audio_stats)
-    source = open_source(config, stats if stats[0] and stats[1] else None)  # type: ignore[arg-type]
-    data = source.datasets[0].card
+    source = open_source(config, (card.video_stats, card.audio_stats))
+    data = source.card
     for what, theirs, ours in (
         ("video autoencoder", card.video_autoencoder.sha256, data.video_autoencoder.sha256),
-        ("audio autoencoder", card.audio_autoencoder.sha256, data.audio_autoencoder.sha256),
+        ("audio autoencoder", card.audio_autoencoder.sha256, data.audio_autoencoder and data.audio_autoencoder.sha256),
     ):
-        if theirs and theirs != ours:
+        if theirs and ours and theirs != ours:
             raise UserError(
                 f"{source.datasets[0].path} was encoded by another {what} than {config.init_from} was trained on "
                 f"({ours[:12]} against {theirs[:12]}): preprocess with the model's own, or start from another model"
@@ -158,9 +163,8 @@ def _hand_on(run: Training, source: Source, parent: Path | None, parent_sha256: 
     if run.ranks.first and run.report:
         # Frozen parts are handed on from the very tensors they came from: the engine's copies may be rounded.
         state = initial_state(config, parent) | trained
-        write_outputs(Path(config.output), config, source, state, parent, parent_sha256, run.report.summary())
-        if run.report.tracker:
-            run.report.tracker.artifact(Path(config.output) / "model" / "lineage.json")
+        write_outputs(Path(config.output), config, source, state, parent, parent_sha256, run.report.history.summary())
+        run.report.tracker.artifact(Path(config.output) / "model" / "lineage.json")
         run.report.say(f"done: {Path(config.output) / 'model'}")
     engines.barrier()
 
@@ -172,16 +176,25 @@ def _validation(
     engine: Engine,
     ema: Ema,
     parent: Path | None,
-    tracker: Tracker | None,
+    report: Report | None,
+    watchdog: Watchdog,
+    captions: Captions | None,
 ) -> Callable[[int], None]:
     if not config.validation.every:
         return lambda step: None
     from syncflow.train.validate import Validation
 
-    def frozen() -> dict[str, Tensor]:
+    def start() -> dict[str, Tensor]:
         return initial_state(config, parent)
 
-    return Validation(config, source, ranks, engine, ema, frozen, Path(config.output), tracker)
+    return Validation(config, source, ranks, engine, ema, start, report, watchdog.phase, captions)
+
+
+def _captions(config: StageConfig, source: Source, ranks: Ranks) -> Captions | None:
+    """The text encoder of this rank, where the data needs one."""
+    if all(dataset.card.text_encoder for dataset in source.datasets):
+        return None
+    return Captions(config.data.text_encoder, config.data.max_tokens, ranks.device)
 
 
 def _identity(config: StageConfig, source: Source, parent_sha256: str) -> str:
@@ -193,6 +206,7 @@ def _identity(config: StageConfig, source: Source, parent_sha256: str) -> str:
             "parent": parent_sha256[:16],
             "data": ",".join(f"{d.card.fingerprint}:{len(d)}" for d in source.datasets),
             "weights": ",".join(str(d.weight) for d in config.datasets),
+            "held_out": config.data.held_out,
             "batch_size": config.batch_size,
             "seed": config.seed,
         }
@@ -213,14 +227,14 @@ def _per_clip(config: StageConfig, source: Source) -> tuple[int, float, float]:
     lengths = clip_lengths(config, source)
     cost = forward_cost(config.model, lengths)
     bucket = max((b for d in source.datasets for b in d.card.buckets), key=lambda b: b.samples)
-    seconds = float(bucket.num_frames / source.datasets[0].card.fps)
+    seconds = float(bucket.num_frames / source.card.fps)
     return cost.video_tokens + lengths.audio_frames, seconds, training_flops(config, cost)
 
 
 def _opening(
     config: StageConfig, ranks: Ranks, progress: Progress, engine: Engine, source: Source, seconds: float
 ) -> str:
-    clips = sum(len(d) for d in source.datasets)
+    clips = sum(stream.samples for stream in source.streams)
     trained = sum(engines.numel(p) for p in engine.trained.values())
     return (
         f"{'resumes at step ' + str(progress.step) if progress.step else 'starts'}; trains {', '.join(config.trains)} "

@@ -1,139 +1,209 @@
-"""Looks at the averaged weights during training: loss on fixed noise at fixed t, videos with sound, and their sync.
+"""Looks at the averaged weights during training, on held-out clips: loss on fixed noise at fixed t, videos with
+sound, and their sync.
 
-The loss hardly shows sync, so events are counted: the sound generated for known videos, and for videos generated
-with it, is matched against what is seen.
+The loss hardly shows sync, so events are counted: the sound generated for a known video, and the video and sound
+generated together, are matched against what is seen. Beside them stands the stored sound, decoded: the most that
+the autoencoder lets the others reach.
+
+Shapes: C channels, T_v / T_a latent frames, T frames of H x W pixels, L samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from syncflow.eval.onset_offset import clip_f1, known_events
+from syncflow.eval.onset_offset import HEADLINE_MS, Events, hits, known_events, weighted_median
 from syncflow.media import write_mp4
+from syncflow.models.autoencoders import AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
 from syncflow.models.d_dit import DualDiT
-from syncflow.models.pipeline import Generated, SyncFlowPipeline
-from syncflow.samples import StoredSample
+from syncflow.models.generation import generate_joint, generate_sound, make_setting
+from syncflow.models.guidance import Guidance
+from syncflow.models.latents import denormalise
+from syncflow.models.sampler import time_grid
+from syncflow.samples import EncoderIdentity, StoredSample
 from syncflow.sync import audio_onsets, motion_peaks
-from syncflow.tracker import Tracker
+from syncflow.train.captions import Captions
+from syncflow.train.collate import Example, collate
 from syncflow.train.config import StageConfig
 from syncflow.train.ema import Ema
-from syncflow.train.engine import Engine, Ranks, all_sum, barrier
-from syncflow.train.loader import MicroBatches, Source, collate
+from syncflow.train.engine import Engine, Ranks, all_sum, everyones
+from syncflow.train.loader import Source
 from syncflow.train.objective import Objective
-from syncflow.train.order import Order
-from syncflow.train.outputs import model_card
+from syncflow.train.reading import ShardReader
+from syncflow.train.report import Report
 
 
 @dataclass
 class Validation:
-    """Made once per stage; called with the number of steps done, by all ranks together."""
+    """Made once per stage; called with the number of steps done, by all ranks together. Each looks at its share of
+    the clips with a model of its own, whole: nothing of the training state is touched but read."""
 
     config: StageConfig
     source: Source
     ranks: Ranks
     engine: Engine
     ema: Ema
-    frozen: Callable[[], dict[str, Tensor]]
+    start: Callable[[], dict[str, Tensor]]
     """The state that the stage started from, for what it does not train."""
-    output: Path
-    tracker: Tracker | None
+    report: Report | None
+    """On the first rank."""
+    phase: Callable[[str], None]
+    """Told of every clip: samples may take longer than the watchdog waits."""
+    captions: Captions | None
+    """Embeds captions where the data set stores no text."""
+
+    @cached_property
+    def readers(self) -> list[ShardReader]:
+        data = self.config.data
+        return [ShardReader(d, data.cache_dir, int(data.cache_gb * 1e9)) for d in self.source.datasets]
 
     def __call__(self, step: int) -> None:
-        state = self.frozen() | self.engine.gather(self.ema.values)
-        model = DualDiT(self.config.model)
-        model.load_state_dict(state)
-        model.to(self.ranks.device).eval()
-        metrics = self.losses(model)
-        if self.ranks.first and self.config.validation.samples:
-            metrics |= self.samples(model, step)
-        if self.tracker:
-            self.tracker.log(metrics, step)
-        barrier()
+        with torch.random.fork_rng():
+            model = DualDiT(self.config.model)
+            model.load_state_dict(self.start() | self.engine.gather(self.ema.values))
+            model.to(self.ranks.device).eval()
+            metrics = self.losses(model)
+            files: list[str] = []
+            if self.config.validation.samples:
+                found, files = self.samples(model, Path(self.config.output) / "samples" / f"step-{step:08d}")
+                metrics |= found
+        if self.report:
+            self.report.validated(step, metrics, files)
 
     @torch.no_grad()
     def losses(self, model: DualDiT) -> dict[str, float]:
         """Mean over the same clips, posterior draws, noise and t every time; ranks share the clips out."""
-        validation = self.config.validation
-        objective = Objective(model, replace_dropout(self.config))
-        sums = torch.zeros(len(validation.times), 3, dtype=torch.float64, device=self.ranks.device)  # video, audio, n
-        for sample in self._clips(validation.clips)[self.ranks.rank :: self.ranks.world_size]:
-            example = collate(replace_dropout(self.config), self.source, [(sample, -1)])
-            for i, t in enumerate(validation.times):
-                _, video, audio = objective(replace(example, t=torch.tensor([t])).to(self.ranks.device))
+        times, weights = self.config.validation.times, self.config.flow
+        objective = Objective(model, self.config)
+        sums = torch.zeros(len(times), 3, dtype=torch.float64, device=self.ranks.device)  # video, audio, clips
+        for example, _ in self._mine(len(self.source.held_out)):
+            for i, t in enumerate(times):
+                _, video, audio = objective(replace(example, t=torch.tensor([t], device=self.ranks.device)))
                 sums[i] += torch.stack([video[0], audio[0], torch.ones_like(video[0])]).double()
         sums = all_sum(sums).cpu()
         metrics = {}
-        weights = (self.config.flow.video_weight, self.config.flow.audio_weight)
-        for column, (name, weight) in enumerate(zip(("video", "audio"), weights, strict=True)):
+        for column, (name, weight) in enumerate((("video", weights.video_weight), ("audio", weights.audio_weight))):
             if weight:
                 metrics[f"val/loss/{name}"] = (sums[:, column].sum() / sums[:, 2].sum()).item()
-                for t, row in zip(validation.times, sums, strict=True):
+                for t, row in zip(times, sums, strict=True):
                     metrics[f"val/loss/{name}/t{t:g}"] = (row[column] / row[2]).item()
         return metrics
 
-    def samples(self, model: DualDiT, step: int) -> dict[str, float]:
-        """mp4 files under samples/, as artifacts, and how well what is heard meets what is seen in them."""
-        config, folder = self.config, self.output / "samples" / f"step-{step:08d}"
+    def samples(self, model: DualDiT, folder: Path) -> tuple[dict[str, float], list[str]]:
+        """Held-out clips generated anew, as mp4 files in `folder`: sync metrics, and the names of the files."""
         folder.mkdir(parents=True, exist_ok=True)
-        card = model_card(config, self.source, self.output / "samples")
-        card = card.model_copy(
-            update={
-                name: getattr(card, name).located(self.output / "samples")
-                for name in ("video_autoencoder", "audio_autoencoder")
-            }
+        maker = Maker(self.config, self.source, model, self.ranks.device)
+        mine: list[tuple[str, str, Events | None]] = []
+        for example, stored in self._mine(self.config.validation.samples):
+            for task, clip in maker(example, stored):
+                path = folder / f"{stored.record.id}-{task}.mp4"
+                write_mp4(path, clip.frames, stored.record.fps, clip.waveform, stored.record.sample_rate)
+                mine.append((task, str(path), clip.events))
+        everything = [item for rank in everyones(mine, self.ranks) for item in rank]
+        metrics: dict[str, float] = {}
+        for task in sorted({task for task, _, _ in everything}):
+            events = [e for name, _, e in everything if name == task and e is not None]
+            metrics |= {f"val/sync/{task}/{name}": value for name, value in sync_metrics(events).items()}
+        return metrics, [path for _, path, _ in everything]
+
+    def _mine(self, n: int) -> Iterator[tuple[Example, StoredSample]]:
+        """This rank's share of the first n held-out clips, as an example each: the same draws every time."""
+        data = self.config.data.model_copy(update={"caption_dropout": 0.0})
+        captioned = self.config.model_copy(update={"data": data})
+        for d, shard, place in self.source.held_out[:n][self.ranks.rank :: self.ranks.world_size]:
+            self.phase("validation")
+            stored = self.readers[d].read(shard, place)
+            batch = collate(captioned, self.source.stats, [(stored, -1)])
+            yield (self.captions.embed(batch) if self.captions else batch).to(self.ranks.device).draw(), stored
+
+
+@dataclass
+class Made:
+    """A sample: what is seen, what is heard (None: the stage has no sound), and when."""
+
+    frames: np.ndarray  # (T, H, W, 3) uint8
+    waveform: np.ndarray | None  # (L,)
+    events: Events | None
+
+
+class Maker:
+    """Generates in latents: captions and videos as they are stored, so that no text encoder is loaded beside the
+    training and the tower sees what it is trained on."""
+
+    def __init__(self, config: StageConfig, source: Source, model: DualDiT, device: torch.device) -> None:
+        self.config, self.model, self.device, self.stats = config, model, device, source.stats
+        card = source.card
+        self.video = load_video_autoencoder(_spec(card.video_autoencoder), device)
+        self.with_sound = config.flow.audio_weight > 0
+        if self.with_sound:
+            assert card.audio_autoencoder is not None  # checked before the first step
+            self.audio = load_audio_autoencoder(_spec(card.audio_autoencoder), device)
+
+    @torch.no_grad()
+    def __call__(self, example: Example, stored: StoredSample) -> Iterator[tuple[str, Made]]:
+        """(task, sample) of one clip: what this stage learns to make, and the stored sound where there is one."""
+        batch, validation = example.batch, self.config.validation
+        video_noise, audio_noise = example.video_noise, example.audio_noise
+        audio_time_s = batch.audio_time_s
+        if not self.with_sound:
+            # Sound does not act on the picture: one frame of it stands in.
+            audio_noise = torch.zeros(1, self.config.model.audio.in_channels, 1, device=self.device)
+            audio_time_s = batch.video_time_s[:, :1]
+        setting = make_setting(
+            self.model, [batch.text[0, batch.text_mask[0]]], batch.video_time_s, audio_time_s, batch.fps, batch.size
         )
-        pipe = SyncFlowPipeline(model, card, self.ranks.device)
-        settings = {"steps": config.validation.sample_steps, "guidance": config.validation.guidance}
-        with_sound = bool(config.flow.audio_weight)
-        found: dict[str, list[float]] = {"joint": [], "video_to_audio": []}
-        for seed, stored in enumerate(self._clips(config.validation.samples)):
-            prompt = stored.record.caption or "a clip"
-            [clip] = pipe(prompt, seed=seed, **settings)  # type: ignore[arg-type]
-            self._keep(folder / f"{seed}-joint.mp4", clip, with_sound)
-            if with_sound:
-                found["joint"] += _f1(clip, None)
-                frames = self._decode(pipe, stored)
-                [clip] = pipe(prompt, seed=seed, video=frames, fps=stored.record.fps, **settings)  # type: ignore[arg-type]
-                self._keep(folder / f"{seed}-video-to-audio.mp4", clip, True)
-                found["video_to_audio"] += _f1(clip, stored.record.events_s)
-        return {f"val/sync/{task}/event_f1": float(np.mean(f1)) for task, f1 in found.items() if f1}
+        noise, times = (video_noise, audio_noise), time_grid(validation.sample_steps)
+        guidance = Guidance(video=validation.guidance, audio=validation.guidance)
+        if self.config.flow.video_weight:
+            video, audio = generate_joint(self.model, setting, noise, times, guidance=guidance)
+            frames = self._frames(video, stored)
+            yield "text_to_av" if self.with_sound else "text_to_video", self._made(frames, audio, None, stored)
+        if self.with_sound:
+            frames = self._frames(batch.video, stored)
+            sound = generate_sound(self.model, setting, batch.video, noise, times, guidance=guidance)
+            yield "video_to_audio", self._made(frames, sound, stored.record.events_s, stored)
+            yield "stored", self._made(frames, batch.audio, stored.record.events_s, stored)
 
-    def _keep(self, path: Path, clip: Generated, with_sound: bool) -> None:
-        write_mp4(path, clip.frames, clip.fps, clip.waveform if with_sound else None, clip.sample_rate)
-        if self.tracker:
-            self.tracker.artifact(path, f"samples/{path.parent.name}")
+    def _made(self, frames: np.ndarray, audio: Tensor, events_s: list[float] | None, stored: StoredSample) -> Made:
+        if not self.with_sound:
+            return Made(frames, None, None)
+        record = stored.record
+        waveform = self.audio.decode(denormalise(audio, self.stats[1]), record.num_samples)[0]
+        heard = waveform.float().clamp(-1, 1).cpu().numpy()
+        seen_s = motion_peaks(frames, record.fps) if events_s is None else events_s
+        events = known_events(list(seen_s), list(audio_onsets(heard, record.sample_rate)), len(frames) / record.fps)
+        return Made(frames, heard, events)
 
-    def _decode(self, pipe: SyncFlowPipeline, stored: StoredSample) -> np.ndarray:
-        """(T, H, W, 3) uint8 of a stored clip's video latents."""
-        mean = stored.tensors["video_mean"].float()[None].to(self.ranks.device)
-        with torch.no_grad():
-            frames = pipe.video_autoencoder.decode(mean, stored.record.num_frames)  # (1, 3, T, H, W)
-        return ((frames[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
-
-    def _clips(self, n: int) -> list[StoredSample]:
-        """The same n clips of the largest bucket at every call."""
-        batches = MicroBatches(self.config, self.source, 0, 1)
-        largest = max(range(len(self.source.streams)), key=lambda s: self.source.streams[s].samples)
-        order = Order([self.source.streams[largest]], n, seed=0)
-        reader = batches.readers[self.source.buckets[largest][0]]
-        n = min(n, self.source.streams[largest].samples)
-        return [reader.read(batches.shards[largest][pick.shard], pick.place) for pick in order.at(0)[:n]]
+    def _frames(self, latents: Tensor, stored: StoredSample) -> np.ndarray:
+        """(1, C, T_v, H', W') normalised latents -> (T, H, W, 3) uint8."""
+        pixels = self.video.decode(denormalise(latents, self.stats[0]), stored.record.num_frames)[0]  # (3, T, H, W)
+        return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
 
-def replace_dropout(config: StageConfig) -> StageConfig:
-    """The same stage, every caption seen."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"caption_dropout": 0.0})})
+def sync_metrics(clips: list[Events]) -> dict[str, float]:
+    """Share of events both seen and heard within 80 ms, how late the sound is, and how much is heard at all.
+
+    What no clip has events for is left out.
+    """
+    seen, heard = (sum(len(getattr(e, name)) for e in clips) for name in ("visual_s", "audio_s"))
+    metrics = {}
+    if seen + heard:
+        metrics["event_f1"] = 2 * sum(hits(e, HEADLINE_MS) for e in clips) / (seen + heard)
+    if seen:
+        metrics["heard_per_seen"] = heard / seen
+    sure = [e for e in clips if e.confidence > 0]
+    if sure:
+        offsets, confidences = (np.array([getattr(e, name) for e in sure]) for name in ("offset_ms", "confidence"))
+        metrics["offset_ms"] = weighted_median(offsets, confidences)
+    return metrics
 
 
-def _f1(clip: Generated, events_s: list[float] | None) -> list[float]:
-    """Share of events seen and heard within 80 ms, in a list; empty where nothing happens."""
-    seen = motion_peaks(clip.frames, clip.fps) if events_s is None else np.array(events_s)
-    duration_s = len(clip.frames) / float(clip.fps)
-    f1 = clip_f1(known_events(list(seen), list(audio_onsets(clip.waveform, clip.sample_rate)), duration_s))
-    return [] if f1 is None else [f1]
+def _spec(identity: EncoderIdentity) -> AutoencoderSpec:
+    return AutoencoderSpec(kind=identity.kind, path=identity.path, sha256=identity.sha256)
