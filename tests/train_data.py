@@ -9,11 +9,23 @@ import zlib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
 
 from syncflow.clock import uniform_grid
+from syncflow.models.autoencoders import (
+    AutoencoderSpec,
+    identify_audio_autoencoder,
+    identify_video_autoencoder,
+)
+from syncflow.models.autoencoders.nano import (
+    NanoVideoConfig,
+    new_nano_audio_autoencoder,
+    new_nano_video_autoencoder,
+)
+from syncflow.models.text import TextEncoder
 from syncflow.samples import (
     Bucket,
     ChannelStats,
@@ -41,13 +53,26 @@ def write_dataset(
     buckets: int = 1,
     seed: int = 0,
     video_sha: str = "aa",
+    sound: bool = True,
+    text: TextEncoder | Literal["noise"] | None = "noise",
+    autoencoders: Path | None = None,
 ) -> Path:
-    """`clips` clips per bucket of learnable latents (a blob that moves, audio that follows it)."""
+    """`clips` clips per bucket of learnable latents (a blob that moves, audio that follows it).
+
+    text: states of an encoder, random ones, or none (`text: online`). autoencoders: folders video and audio.
+    """
     generator = torch.Generator().manual_seed(seed)
     cards = []
     for b in range(buckets):
         n_frames, name = frames + 2 * b, f"b{b}"
         samples = [_sample(f"s{seed}-{name}-{i:04d}", n_frames, side, generator) for i in range(clips)]
+        for sample in samples:
+            if not sound:
+                sample.tensors = {name: t for name, t in sample.tensors.items() if not name.startswith("audio")}
+            if text is None:
+                del sample.tensors["text"]
+            elif text != "noise":
+                sample.tensors["text"] = text.encode([sample.record.caption])[0].half()
         for s in range(0, clips, per_shard):
             _write_shard(folder / name, name, s // per_shard, samples[s : s + per_shard])
         cards.append(
@@ -57,15 +82,21 @@ def write_dataset(
                 height=8 * side,
                 num_frames=n_frames,
                 video_shape=(4, n_frames, side, side),
-                audio_shape=(8, n_frames * 40 // 16),
+                audio_shape=(8, n_frames * 40 // 16) if sound else None,
                 samples=clips,
             )
         )
+    video = EncoderIdentity(kind="image", path="nowhere/video", sha256=video_sha, channels=4)
+    audio = EncoderIdentity(kind="oobleck", path="nowhere/audio", sha256="bb", channels=8)
+    if autoencoders:
+        video = identify_video_autoencoder(AutoencoderSpec(kind="image", path=str(autoencoders / "video")))
+        audio = identify_audio_autoencoder(AutoencoderSpec(kind="oobleck", path=str(autoencoders / "audio")))
+    states = EncoderIdentity(kind="minilm", path="package:x/y", sha256="cc", channels=384)
     card = DatasetCard(
         created_by="test",
-        video_autoencoder=EncoderIdentity(kind="image", path="nowhere/video", sha256=video_sha, channels=4),
-        audio_autoencoder=EncoderIdentity(kind="oobleck", path="nowhere/audio", sha256="bb", channels=8),
-        text_encoder=EncoderIdentity(kind="minilm", path="package:x/y", sha256="cc", channels=384),
+        video_autoencoder=video,
+        audio_autoencoder=audio if sound else None,
+        text_encoder=None if text is None else states,
         fps=FPS,
         sample_rate=RATE,
         dtype="float16",
@@ -75,9 +106,17 @@ def write_dataset(
         rejected={},
         hours=0.1,
         video_stats=ChannelStats(mean=[0.1] * 4, std=[0.9] * 4),
-        audio_stats=ChannelStats(mean=[0.0] * 8, std=[1.1] * 8),
+        audio_stats=ChannelStats(mean=[0.0] * 8, std=[1.1] * 8) if sound else None,
     )
     (folder / "dataset.json").write_text(card.model_dump_json())
+    return folder
+
+
+def write_autoencoders(folder: Path) -> Path:
+    """Untrained ones that speak these latents."""
+    small = NanoVideoConfig(fold=2, block_out_channels=(8, 8, 16), norm_num_groups=4)
+    new_nano_video_autoencoder(0, small).save_pretrained(folder / "video")
+    new_nano_audio_autoencoder(0).save_pretrained(folder / "audio")
     return folder
 
 
@@ -104,6 +143,7 @@ def _sample(clip_id: str, frames: int, side: int, generator: torch.Generator) ->
         num_samples=frames * 1000,
         valid_samples=(0, frames * 1000),
         caption=f"a ball bounces, {clip_id}",
+        events_s=[0.1, 0.3],
     )
     tensors = {
         "video_mean": video.half(),

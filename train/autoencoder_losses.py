@@ -1,10 +1,13 @@
-"""What a reconstruction is worth: pixels, edges at several scales, spectra at several resolutions, and the KL."""
+"""What a reconstruction is worth: pixels, edges at several scales, spectra at several resolutions, onsets, the KL."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from syncflow.sync import audio_onsets, match_events
 
 STFT_SIZES = (1024, 512, 256, 128)
 
@@ -51,6 +54,20 @@ def stft_distance(decoded: Tensor, target: Tensor, sizes: tuple[int, ...] = STFT
         convergence = torch.linalg.vector_norm(theirs - ours) / torch.linalg.vector_norm(theirs)
         losses.append(convergence + (theirs.log() - ours.log()).abs().mean())
     return torch.stack(losses).mean()
+
+
+def onset_f1(source: np.ndarray, decoded: np.ndarray, sample_rate: int, tolerance_s: float = 0.05) -> float:
+    """Whether what starts in `source` starts in `decoded`, within `tolerance_s`: F1 of the onsets, 0 if there are none.
+
+    Args:
+        source, decoded: (n, L).
+    """
+    matched = total = 0
+    for ours, theirs in zip(decoded, source, strict=True):
+        here, there = audio_onsets(ours, sample_rate), audio_onsets(theirs, sample_rate)
+        matched += len(match_events(there, here, tolerance_s))
+        total += len(here) + len(there)
+    return 2 * matched / total if total else 0.0
 
 
 def psnr_db(decoded: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Where training starts: not at noise, but at the best linear code of the data (pictures), or at unit scale (sound).
+"""Where training starts: not at noise, but at the best linear code of the data (pictures), or quiet and at unit scale
+(sound).
 
 From its usual random start a small AutoencoderKL needs thousands of steps to get as far as principal components of
 8 × 8 pixels are at once.
@@ -89,14 +90,23 @@ def _zero(layer: Any, bias_only: bool = False) -> None:
 
 @torch.no_grad()
 def start_at_unit_scale(net: Any, waves: Tensor) -> None:
-    """Scale and shift an untrained AutoencoderOobleck's latents to mean 0 and standard deviation 1, per channel.
+    """Bring an untrained AutoencoderOobleck's latents to mean 0 and standard deviation 1, per channel.
+
+    Its residual branches start at zero: what is left, strided convolutions, is learned first and faster. Without
+    either the decoder hums for hundreds of steps, whatever it is given.
 
     Args:
-        waves: (n, L).
+        waves: (n, channels, L), what the network takes.
     """
+    from diffusers.models.autoencoders.autoencoder_oobleck import OobleckResidualUnit
+
+    for module in net.modules():
+        if isinstance(module, OobleckResidualUnit):
+            module.conv2.weight_g.zero_()
+            module.conv2.bias.zero_()
     k = net.config.decoder_input_channels
     layer = net.encoder.conv2  # weight-normed
-    mean = net.encode(waves[:, None]).latent_dist.mean  # (n, C, T_a)
+    mean = net.encode(waves).latent_dist.mean  # (n, C, T_a)
     std = mean.std(dim=(0, 2)).clamp(min=1e-6)
     centre = mean.mean(dim=(0, 2))
     layer.weight_g[:k] /= std[:, None, None]
