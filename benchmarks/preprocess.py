@@ -117,7 +117,7 @@ def peak_mb(config: PreprocessConfig, clips: int, folder: Path) -> float:
 
 
 def shard_ratio(folder: Path) -> float:
-    """Samples of the size of 256x256 clips with T5 text, packed beforehand for both."""
+    """Samples of the size of 256x256 clips with T5 text; by turns, the best of each: disks have moods."""
     record = ClipRecord.model_validate(
         {
             "id": "x", "source": "x", "start_s": 0, "end_s": 2, "fps": 16, "width": 256, "height": 256,
@@ -129,13 +129,13 @@ def shard_ratio(folder: Path) -> float:
     tensors = {name: torch.rand(shape).half() for name, shape in latents.items()}
     tensors["text"] = torch.rand(40, 4096).half()
     samples = [StoredSample(record.model_copy(update={"id": f"clip-{k}"}), tensors) for k in range(200)]
+    store = LocalStore(folder / "ours")
 
     def ours() -> None:
-        writer = ShardWriter(LocalStore(folder / "ours"), "b", "000000")
+        writer = ShardWriter(store, "b", "000000")
         for sample in samples:
             writer.add(sample)
         writer.commit("b/shard-000000.json", "f", [], {})
-        shutil.rmtree(folder / "ours")
 
     def theirs() -> None:
         with (folder / "raw.tar").open("wb") as file:
@@ -147,7 +147,13 @@ def shard_ratio(folder: Path) -> float:
                         tar.addfile(info, BytesIO(data))
             os.fsync(file.fileno())
 
-    return seconds(theirs) / seconds(ours)
+    found: dict[Callable[[], None], float] = {ours: float("inf"), theirs: float("inf")}
+    for _ in range(7):
+        for work in found:
+            shutil.rmtree(folder / "ours" / "b", ignore_errors=True)
+            (folder / "raw.tar").unlink(missing_ok=True)
+            found[work] = min(found[work], seconds(work, times=1))
+    return found[theirs] / found[ours]
 
 
 def main() -> int:

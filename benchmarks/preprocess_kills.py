@@ -1,6 +1,6 @@
 """Kill preprocessing at random moments and see that nothing is lost, doubled or torn.
 
-    python benchmarks/preprocess_kills.py --trials 24 --clips 16 -o kills.json
+    python benchmarks/preprocess_kills.py --trials 24 --clips 16 -o kills.json     (or in parts: --first 6 --trials 6)
 
 Each trial starts a job on a Ray cluster of a head and two nodes, and sends SIGKILL to its driver (up to three times,
 started again each time), to one or two of its workers, to one of the nodes, or to driver and worker, at moments drawn
@@ -150,7 +150,7 @@ def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, len
         if kind == "node":
             node = rng.choice(sorted(cluster.worker_nodes, key=lambda n: n.unique_id))
             cluster.remove_node(node, allow_graceful=False)
-            cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+            add_node(cluster)
             kills.append(f"node at {delay_s:.1f} s")
         if "driver" in kind:
             process.kill()
@@ -159,6 +159,8 @@ def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, len
             process = start(config, out, address)
     if code is None:
         code = wait(process)
+    if code is None:  # it hangs, which is a failure like any other
+        process.kill()
     return {"trial": number, "kind": kind, "kills": kills, "code": code, **(contents(out) if code == 0 else {})}
 
 
@@ -168,13 +170,28 @@ def two_nodes() -> Any:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
-        cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+        add_node(cluster)
     return cluster
+
+
+def add_node(cluster: Any, tries: int = 5) -> None:
+    """Ray gives a node 30 s to come up, which a busy machine may not have."""
+    for left in reversed(range(tries)):
+        try:
+            cluster.add_node(wait=False, num_cpus=2, object_store_memory=80 << 20)
+            return
+        except Exception as error:
+            if not left:
+                raise
+            print(f"a node did not come up ({error}); once more", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first trial, the seed of what happens in it"
+    )
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--inline", action="store_true", help="no Ray: the process that does all the work is killed")
     parser.add_argument("-o", "--output", type=Path, default=Path("kills.json"))
@@ -192,7 +209,7 @@ def main() -> int:
         length_s = time.monotonic() - began
         reference = contents(folder / "reference")
         print(f"undisturbed: {length_s:.1f} s, {len(reference['ids'])} clips", flush=True)
-        for number in range(options.trials):
+        for number in range(options.first, options.first + options.trials):
             found = trial(number, config, folder, cluster, length_s)
             same = all(found.get(name) == value for name, value in reference.items())
             results.append({**{k: found[k] for k in ("trial", "kind", "kills", "code")}, "same": same})

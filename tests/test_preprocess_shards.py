@@ -133,5 +133,8 @@ def test_statistics_are_those_of_latents_drawn_from_the_posteriors(tmp_path: Pat
     count = stats["video_count"][0]
     found_mean = torch.tensor(stats["video_sum"]) / count
     found_var = torch.tensor(stats["video_square"]) / count - found_mean**2
+    exact_mean, exact_square = mean.transpose(0, 1).flatten(1), (mean**2 + std**2).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.tensor(stats["video_sum"]).double(), exact_mean.sum(1), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(stats["video_square"]).double(), exact_square.sum(1), atol=0, rtol=1e-5)
     torch.testing.assert_close(found_mean.double(), per_channel.mean(1), atol=0.01, rtol=0)
     torch.testing.assert_close(found_var.sqrt().double(), per_channel.std(1), atol=0.01, rtol=0)

@@ -11,62 +11,22 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
+from exact import exact_autoencoders, frames_of, specs, waveform_of
 from test_core_sync_truth import CONTAINERS, DURATION_S, INDEX, RATES, SAMPLE_RATE, SEED, SIZE, lag_ms, read_stamp
 from test_core_sync_truth import write_master as write_stamped
-from torch import Tensor
 
-from syncflow.clock import LatentGrid, uniform_grid
 from syncflow.impacts import render_clip
 from syncflow.media import ffmpeg_path
-from syncflow.models.autoencoders import AutoencoderSpec, Posterior
-from syncflow.preprocess import encode
 from syncflow.preprocess.config import PreprocessConfig, SplitConfig
 from syncflow.preprocess.run import preprocess
-from syncflow.samples import EncoderIdentity, StoredSample, open_dataset
+from syncflow.samples import StoredSample, open_dataset
 
-HOP = 480
 FPS = Fraction(16)
 
 
-class Pixels:
-    """Latents are the pixels themselves."""
-
-    identity = EncoderIdentity(kind="pixels", path="", sha256="0" * 64, channels=3)
-    spatial_multiple = 1
-
-    def encode(self, frames: Tensor) -> Posterior:
-        return Posterior(frames, torch.zeros_like(frames))
-
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        return (3, num_frames, height, width)
-
-    def grid(self, num_frames: int, fps: Fraction) -> LatentGrid:
-        return uniform_grid(num_frames, 1, fps)
-
-
-class Samples:
-    """Latents are the samples themselves, 10 ms to a latent."""
-
-    identity = EncoderIdentity(kind="samples", path="", sha256="1" * 64, channels=HOP)
-    sample_rate = SAMPLE_RATE
-
-    def encode(self, waveform: Tensor) -> Posterior:
-        latents = waveform.unflatten(1, (-1, HOP)).transpose(1, 2)  # (B, C, T_a)
-        return Posterior(latents, torch.zeros_like(latents))
-
-    def latent_shape(self, num_samples: int) -> tuple[int, int]:
-        return (HOP, num_samples // HOP)
-
-    def grid(self, num_samples: int) -> LatentGrid:
-        return uniform_grid(num_samples, HOP, Fraction(SAMPLE_RATE))
-
-
 @pytest.fixture(scope="module", autouse=True)
-def exact_autoencoders() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "load_video_autoencoder", lambda *_: Pixels())
-        patch.setattr(encode, "load_audio_autoencoder", lambda *_: Samples())
+def exact() -> Iterator[None]:
+    with exact_autoencoders():
         yield
 
 
@@ -94,8 +54,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, np.ndarra
             target = clips / f"{name}.{container}"
             subprocess.run([ffmpeg_path(), "-nostdin", "-v", "error", *inputs, *codecs, str(target)], check=True)
     config = PreprocessConfig(
-        video_autoencoder=AutoencoderSpec(kind="pixels", path=str(folder)),
-        audio_autoencoder=AutoencoderSpec(kind="samples", path=str(folder)),
+        **specs(folder),
         text="online",
         buckets=(f"{SIZE[0]}x{SIZE[1]}x32",),
         sample_rate=SAMPLE_RATE,
@@ -118,7 +77,7 @@ def test_sound_comes_back_within_a_millisecond(
     _, waveform, samples = truth
     for sample in samples:
         record = sample.record
-        found = sample.tensors["audio_mean"].float().transpose(0, 1).flatten().numpy()  # (L,)
+        found = waveform_of(sample)
         true = np.zeros(len(found))
         first = round((float(record.start_s) - 0.5) * SAMPLE_RATE)
         part = waveform[max(0, first) : first + len(true)]
@@ -136,10 +95,10 @@ def test_pictures_come_back_within_half_a_frame(
     for sample in samples:
         record = sample.record
         frame_times = times[record.provenance["source_id"]]
-        pixels = (sample.tensors["video_mean"].float().permute(1, 2, 3, 0) + 1) * 127.5  # (T, H, W, 3)
+        pixels = frames_of(sample)
         assert record.valid_frames == len(pixels) == 32
         middles = sample.tensors["video_time_s"][:, 0].double().numpy() + float(record.start_s)
-        for frame, tick_s in zip(pixels.numpy(), middles, strict=True):
+        for frame, tick_s in zip(pixels, middles, strict=True):
             shown_s = frame_times[read_stamp(frame)]
             nearest_s = frame_times[np.abs(frame_times - tick_s).argmin()]
             on_screen_s = frame_times[np.searchsorted(frame_times, tick_s + 0.001, side="right") - 1]
