@@ -38,7 +38,7 @@ def javis_score(windows: list[np.ndarray], audio: np.ndarray, worst: float = 0.4
         windows: per window (T, D) frame embeddings.
         audio: (windows, D) embedding of the sound of each window.
 
-    Source: Liu et al., "JavisDiT", 2025 (2 s windows, 1.5 s apart).
+    Source: Liu et al., "JavisDiT", 2025.
     """
     scores = []
     for frames, heard in zip(windows, audio, strict=True):
@@ -47,8 +47,10 @@ def javis_score(windows: list[np.ndarray], audio: np.ndarray, worst: float = 0.4
     return float(np.mean(scores))
 
 
-def javis_windows(duration_s: float, window_s: float = 2.0, stride_s: float = 1.5) -> list[tuple[float, float]]:
-    """[start, end) of JavisScore's windows; the last ends with the clip, a short clip is one window."""
+def javis_windows(duration_s: float, window_s: float = 2.0, stride_s: float = 0.5) -> list[tuple[float, float]]:
+    """[start, end) of JavisScore's windows of 2 s that overlap by 1.5 s; the last ends with the clip, a short clip is
+    one window. The published code steps by whole frames, which is the same where half a second is.
+    """
     if duration_s <= window_s:
         return [(0.0, duration_s)]
     starts = list(np.arange(0.0, duration_s - window_s + 1e-9, stride_s))

@@ -12,7 +12,7 @@ class FeatureMetric:
     about: str
     backbone: str
     extractor: str
-    """Class in `syncflow.eval.extract`; empty where this version cannot run the network."""
+    """Class in `syncflow.eval.extract`."""
     kind: str
     """How features become a number, see `syncflow.eval.feature_scores.KINDS`."""
     key: str
@@ -27,7 +27,7 @@ MEASURED = {
     "loudness": "integrated loudness (LUFS, BS.1770-4)",
     "motion": "mean change of grey level from frame to frame",
 }
-_IMAGEBIND = ("imagebind-huge", "", "none", "")
+_IMAGEBIND = ("imagebind-huge", "ImageBind")
 FEATURES = {
     "fad_efficientat": FeatureMetric("Fréchet distance of sound", "efficientat-mn04", "Tagger", "frechet", "embedding"),
     "kl_efficientat": FeatureMetric(
@@ -65,11 +65,13 @@ FEATURES = {
         "kernel distance of pictures", "videomae-base-k400", "VideoMae", "kernel", "embedding"
     ),
     "desync": FeatureMetric("Synchformer's |offset|", "synchformer-audioset", "ScriptSync", "desync", "logits", "s"),
-    "imagebind_av": FeatureMetric("sound against pictures", *_IMAGEBIND, "cosine", "higher"),
-    "imagebind_tv": FeatureMetric("caption against pictures", *_IMAGEBIND, "cosine", "higher"),
-    "imagebind_ta": FeatureMetric("caption against sound", *_IMAGEBIND, "cosine", "higher"),
-    "avh_score": FeatureMetric("frames against sound", *_IMAGEBIND, "cosine", "higher"),
-    "javis_score": FeatureMetric("worst frames of windows against their sound", *_IMAGEBIND, "cosine", "higher"),
+    "imagebind_av": FeatureMetric("sound against pictures", *_IMAGEBIND, "pair", "video audio", "cosine", "higher"),
+    "imagebind_tv": FeatureMetric("caption against pictures", *_IMAGEBIND, "pair", "text video", "cosine", "higher"),
+    "imagebind_ta": FeatureMetric("caption against sound", *_IMAGEBIND, "pair", "text audio", "cosine", "higher"),
+    "avh_score": FeatureMetric("frames against sound", *_IMAGEBIND, "avh", "frames", "cosine", "higher"),
+    "javis_score": FeatureMetric(
+        "worst frames of windows against their sound", *_IMAGEBIND, "javis", "frames", "cosine", "higher"
+    ),
 }
 METRICS = MEASURED | {name: f"{m.about} ({m.backbone})" for name, m in FEATURES.items()}
 DEFAULT = ("av_align", "onset_offset", "loudness", "motion")

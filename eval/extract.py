@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from syncflow.clock import Span
+from syncflow.eval.across import javis_windows
 from syncflow.eval.clips import ClipFile
 from syncflow.media import MediaError, decode_span, probe
-from syncflow.models.perception import clap
+from syncflow.models.perception import clap, imagebind
 from syncflow.models.perception.checkpoints import WeightsUnavailable
 from syncflow.models.perception.clip import Clip
 from syncflow.models.perception.pictures import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -42,6 +43,17 @@ def native_frames(clip: ClipFile, side: int) -> np.ndarray:
     span = Span(Fraction(0), info.duration_s)
     decoded = decode_span(info, span, fps=info.rate or Fraction(25), size=(side, side), sample_rate=None)
     return decoded.frames[: decoded.valid_frames]
+
+
+def shown_frames(clip: ClipFile, side: int) -> tuple[np.ndarray, float]:
+    """(T, H, W, 3) uint8, every frame of the clip with the shorter side scaled to `side`, and frames per second."""
+    info = probe(clip.path)
+    scale = side / min(info.width, info.height)
+    size = (max(side, int(info.width * scale)), max(side, int(info.height * scale)))
+    fps = info.rate or Fraction(25)
+    whole = Span(Fraction(0), info.duration_s)
+    decoded = decode_span(info, whole, fps=fps, size=size, sample_rate=None, fit="stretch")
+    return decoded.frames[: decoded.valid_frames], float(fps)
 
 
 def sound(clip: ClipFile, sample_rate: int) -> np.ndarray:
@@ -102,7 +114,29 @@ class LaionClap:
         return {"audio": self.network.sound(sound(clip, rate), rate).astype(float)} | _text(self.network, clip)
 
 
-def _text(network: Clip | clap.TransformersClap | clap.LaionClap, clip: ClipFile) -> Features:
+class ImageBind:
+    """ImageBind: `video`, `audio` (D,) of the clip, `text` (D,) where there is a caption; for the scores of frames
+    `frames` (T, D) at `fps` and `windows` (windows, D), the sound of each of JavisScore's windows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.network = imagebind.ImageBind(path)
+
+    def features(self, clip: ClipFile) -> Features:
+        frames, fps = shown_frames(clip, self.network.config.side)
+        rate = self.network.SAMPLE_RATE
+        heard = sound(clip, rate)
+        windows = [heard[int(a * rate) : int(b * rate)] for a, b in javis_windows(len(frames) / fps)]
+        return {
+            "video": self.network.video(frames, fps).astype(float),
+            "audio": self.network.sound(heard, rate).astype(float),
+            "frames": self.network.pictures(frames).astype(float),
+            "fps": np.array(fps),
+            "windows": np.stack([self.network.sound(window, rate) for window in windows]).astype(float),
+        } | _text(self.network, clip)
+
+
+def _text(network: Clip | clap.TransformersClap | clap.LaionClap | imagebind.ImageBind, clip: ClipFile) -> Features:
     return {"text": network.texts([clip.caption])[0].astype(float)} if clip.caption else {}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from syncflow.eval import extract
-from syncflow.eval.across import desync, text_similarity
+from syncflow.eval.across import avh_score, desync, javis_score, javis_windows, text_similarity
 from syncflow.eval.catalogue import FEATURES, FeatureMetric
 from syncflow.eval.clips import Failure
 from syncflow.eval.distances import frechet_distance, frechet_infinity, inception_score, kernel_distance, paired_kl
@@ -49,8 +49,6 @@ class Backbones:
             NotComputed: a package is absent, or the weights do not fit the network.
             WeightsUnavailable: they are absent, refused, or not what they should be.
         """
-        if not metric.extractor:
-            raise NotComputed(f"this version has no loader for {metric.backbone}")
         if metric.backbone not in self.loaded:
             located = locate(metric.backbone, self.home, self.commercial_safe)
             arguments = (located.backbone.sample_rate,) if metric.extractor == "ScriptAudio" else ()
@@ -212,8 +210,27 @@ def offset_class(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
     return Computed(bootstrap_mean(np.array([desync(mine[n][key]) for n in sorted(mine)]), seed), len(mine))
 
 
-def none(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
-    raise NotComputed("this version has no loader for its network")
+def pair(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    """Cosine of the two features that `key` names, mean over the clips that have both."""
+    one, other = key.split()
+    values = [text_similarity(np.atleast_2d(f[one]), f[other]) for _, f in sorted(mine.items()) if one in f]
+    if not values:
+        raise NotComputed("no clip has a caption: give --captions, or a manifest with captions")
+    return Computed(bootstrap_mean(np.array(values), seed), len(values))
+
+
+def avh(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    values = [avh_score(mine[n][key], mine[n]["audio"]) for n in sorted(mine)]
+    return Computed(bootstrap_mean(np.array(values), seed), len(values))
+
+
+def javis(key: str, mine: Found, theirs: Found, seed: int) -> Computed:
+    values = []
+    for name in sorted(mine):
+        frames, fps = mine[name][key], float(mine[name]["fps"])
+        windows = [frames[round(a * fps) : round(b * fps)] for a, b in javis_windows(len(frames) / fps)]
+        values.append(javis_score(windows, mine[name]["windows"]))
+    return Computed(bootstrap_mean(np.array(values), seed), len(values))
 
 
 KINDS: Mapping[str, Callable[[str, Found, Found, int], Computed]] = {
@@ -223,6 +240,8 @@ KINDS: Mapping[str, Callable[[str, Found, Found, int], Computed]] = {
     "inception": inception,
     "text": text,
     "desync": offset_class,
-    "none": none,
+    "pair": pair,
+    "avh": avh,
+    "javis": javis,
 }
 NEED_REFERENCE = {"frechet", "kernel", "kl"}

@@ -133,7 +133,7 @@ BACKBONES = {
         ),
         Backbone(
             "clip-vit-b32",
-            "CLIP text-video score, frame quality (512-d)",
+            "CLIP text-video score, CLIP-IQA of frames (512-d)",
             "https://openaipublic.azureedge.net/clip/models/"
             "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
             "ViT-B-32.pt",
@@ -144,6 +144,34 @@ BACKBONES = {
             338,
             "open_clip ViT-B-32-quickgelu",
             "224x224 bicubic, centre crop, CLIP mean and standard deviation",
+        ),
+        Backbone(
+            "clip-vit-l14",
+            "features that laion-aesthetic-l14 reads (768-d)",
+            "https://openaipublic.azureedge.net/clip/models/"
+            "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+            "ViT-L-14.pt",
+            "OpenAI, 2022",
+            "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+            "MIT",
+            True,
+            890,
+            "open_clip ViT-L-14-quickgelu",
+            "224x224 bicubic, centre crop, CLIP mean and standard deviation",
+        ),
+        Backbone(
+            "laion-aesthetic-l14",
+            "aesthetic score of frames",
+            "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/"
+            "main/sac+logos+ava1-l14-linearMSE.pth",
+            "sac+logos+ava1-l14-linearMSE.pth",
+            "main",
+            "",
+            "Apache-2.0",
+            True,
+            4,
+            "syncflow.models.perception.aesthetic",
+            "unit CLIP ViT-L/14 features of a frame",
         ),
         Backbone(
             "videomae-base-k400",
@@ -181,8 +209,8 @@ BACKBONES = {
             "CC-BY-NC-SA-4.0",
             False,
             4800,
-            "TorchScript given by path",
-            "pictures 224x224 CLIP-normalised; sound 16 kHz, 2 s windows of 128 mel bands",
+            "syncflow.models.perception.imagebind",
+            "pictures 224x224, CLIP mean and deviation; sound in windows of 2 s, 128 Kaldi mel bands; as published",
             16000,
         ),
         Backbone(
