@@ -22,8 +22,10 @@ from types import FrameType
 from syncflow.errors import UserError
 from syncflow.files import write_whole
 from syncflow.process import die_with_parent
+from syncflow.samples import first_line
 from syncflow.train.config import StageConfig
 from syncflow.train.engine import ALONE
+from syncflow.train.hosts import JOIN_S, meet
 
 PREEMPTED, LOST, STALLED = 75, 3, 4
 _REPORTS = "SYNCFLOW_RANK_REPORTS"
@@ -77,27 +79,55 @@ def run_rank(work: Callable[[], int]) -> int:
     except UserError as error:
         report_end(error.exit_code, str(error))
         return error.exit_code
-    except MemoryError as error:
-        report_end(LOST, _out_of_memory(str(error)))
-        return LOST
     except Exception as error:
-        text = str(error)
-        if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-            report_end(LOST, _out_of_memory(text))
-        else:
+        if short := out_of_memory(error, "while starting"):
+            report_end(short.exit_code, str(short))
+            return short.exit_code
+        if not _lost_another(error):
             report_end(1, traceback.format_exc())
-        return 1
+            return 1
+        report_end(
+            LOST,
+            f"rank {os.environ['RANK']} on {os.uname().nodename} lost another rank ({first_line(error)}); if no line "
+            "says why, its host or the network went down: the same command goes on from the last checkpoint",
+            consequence=True,
+        )
+        return LOST
 
 
-def report_end(code: int, message: str) -> None:
-    """Tell the launcher why this rank ends (no launcher: tell the terminal)."""
+def out_of_memory(error: Exception, doing: str) -> JobError | None:
+    """What to lower, in one line, where `error` is of memory that could not be had."""
+    text = str(error).lower()
+    if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+        return None
+    return JobError(
+        f"rank {os.environ.get('RANK', '0')} ran out of memory {doing} ({first_line(error)[:200]}); lower micro_batch, "
+        "or set engine.activation_checkpointing, a higher engine.zero_stage or engine.offload_optimizer",
+        LOST,
+    )
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether a collective failed because a rank or its host is gone (gloo's and NCCL's words for it)."""
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("gloo/transport", "Connection closed by peer", "remote process exited")
+    )
+
+
+def report_end(code: int, message: str, consequence: bool = False) -> None:
+    """Tell the launcher why this rank ends (no launcher: tell the terminal).
+
+    Args:
+        consequence: it ends because another did, whose report comes first.
+    """
     rank = os.environ.get("RANK", "0")
     if _REPORTS not in os.environ:
         print(f"syncflow train: error: {message}", file=sys.stderr, flush=True)
         return
     path = Path(os.environ[_REPORTS]) / f"{rank}.json"
     if not path.exists():
-        write_whole(path, json.dumps({"rank": int(rank), "code": code, "message": message, "time": time.time()}))
+        report = {"rank": int(rank), "code": code, "message": message, "consequence": consequence, "time": time.time()}
+        write_whole(path, json.dumps(report))
 
 
 def launch(config: StageConfig, argv: list[str]) -> int:
@@ -114,15 +144,18 @@ def launch(config: StageConfig, argv: list[str]) -> int:
         os.environ[_REPORTS] = reports
         os.environ.pop(ALONE, None)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.engine.threads))
-        several = config.nodes > 1
+        meeting = meet(config.rendezvous) if config.nodes > 1 else None
+        if meeting and meeting.interface:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
         torchrun = LaunchConfig(
             min_nodes=config.nodes,
             max_nodes=config.nodes,
             nproc_per_node=config.ranks,
             run_id="syncflow",
             rdzv_backend="c10d",
-            rdzv_endpoint=config.rendezvous if several else "localhost:0",
-            local_addr=None if several else "localhost",
+            rdzv_endpoint=config.rendezvous if meeting else "localhost:0",
+            rdzv_configs={"is_host": meeting.is_host, "timeout": JOIN_S} if meeting else {},
+            local_addr=meeting.address if meeting else "localhost",
             max_restarts=0,
             monitor_interval=0.1,
             # SIGTERM is ours: torchrun would give the ranks 30 s to save and then kill them.
@@ -134,7 +167,7 @@ def launch(config: StageConfig, argv: list[str]) -> int:
             try:
                 elastic_launch(torchrun, sys.executable)("-u", "-m", "syncflow", "train", *argv)
             except Exception as error:
-                failed = _describe(error)
+                failed = _describe(error, config)
         del os.environ[_REPORTS]
         return _verdict([json.loads(p.read_text()) for p in Path(reports).glob("*.json")], failed, stop.signal)
 
@@ -152,13 +185,13 @@ class _Forward(StopRequest):
 
 def _verdict(reports: list[dict], failed: str, stopped_by: int) -> int:
     """One exit code or one error from what the ranks said."""
-    reports.sort(key=lambda r: (r["code"] == 1, r["time"]))  # when a rank fails, others fail of its absence
+    reports.sort(key=lambda r: (r["consequence"], r["code"] == 1, r["time"]))
     for report in reports:
         if report["code"] == PREEMPTED:
             if stopped_by == signal.SIGINT:
                 raise KeyboardInterrupt
             return PREEMPTED
-        if report["code"] == 1 and "was killed by" in failed:
+        if (report["consequence"] or report["code"] == 1) and "was killed by" in failed:
             break
         if report["code"] == 1:
             lines = report["message"].strip().splitlines()
@@ -170,8 +203,9 @@ def _verdict(reports: list[dict], failed: str, stopped_by: int) -> int:
     return 0
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: Exception, config: StageConfig) -> str:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     if isinstance(error, ChildFailedError) and error.failures:
         # Ranks that lose a partner fail too: the one that a signal killed is the cause (SIGTERM is torchrun's own).
@@ -181,13 +215,6 @@ def _describe(error: Exception) -> str:
         why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         return f"rank {first.local_rank} {why}{hint}"
-    return f"torchrun: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-
-
-def _out_of_memory(text: str) -> str:
-    rank = os.environ.get("RANK", "0")
-    first = text.strip().splitlines()[0] if text.strip() else "MemoryError"
-    return (
-        f"rank {rank} ran out of memory ({first[:200]}); lower micro_batch, or set engine.activation_checkpointing, "
-        "a higher engine.zero_stage or engine.offload_optimizer"
-    )
+    if isinstance(error, RendezvousError):
+        return f"the {config.nodes} machines did not meet at {config.rendezvous} ({first_line(error)})"
+    return f"torchrun: {first_line(error)}"

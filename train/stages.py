@@ -26,7 +26,7 @@ from syncflow.train.ema import Ema
 from syncflow.train.engine import Engine, Ranks
 from syncflow.train.estimate import clip_lengths, peak_flops, training_flops
 from syncflow.train.history import History
-from syncflow.train.launch import StopRequest
+from syncflow.train.launch import StopRequest, out_of_memory
 from syncflow.train.loader import Source, open_source, training_batches
 from syncflow.train.loop import Training, train
 from syncflow.train.outputs import file_sha256, find_model, read_done, write_outputs
@@ -122,6 +122,10 @@ def run_stage(config: StageConfig, ranks: Ranks, open_tracker: OpenTracker, stop
                 _hand_on(run, source, parent, parent_sha256)
         if report and not finished:
             report.say(f"stopped at step {progress.step} of {config.steps}, saved; the same command goes on")
+    except (MemoryError, RuntimeError) as error:
+        if short := out_of_memory(error, f"in step {progress.step + 1} of {config.name}, {watchdog.doing}"):
+            raise short from error
+        raise
     finally:
         if tracker:
             tracker.close()

@@ -37,6 +37,10 @@ class Watchdog:
         self._count += 1
         self._phase, self._moved = name, time.monotonic()
 
+    @property
+    def doing(self) -> str:
+        return self._phase
+
     def _watch(self) -> None:
         interval = min(5.0, self.stall_s / 8)
         while not self._stop.wait(interval):
@@ -48,7 +52,7 @@ class Watchdog:
     def _write(self) -> None:
         path = self.folder / f"rank-{self.ranks.rank:05d}.json"
         values = {"count": self._count, "phase": self._phase, "host": os.uname().nodename, "pid": os.getpid()}
-        write_whole(path, json.dumps(values))
+        write_whole(path, json.dumps({**values, "time": time.time()}))
 
     def _blame(self) -> str:
         """The rank that came least far: the others wait for it."""
@@ -58,7 +62,10 @@ class Watchdog:
                 notes[rank] = json.loads((self.folder / f"rank-{rank:05d}.json").read_text())
             except (OSError, ValueError):
                 return f"rank {rank} never came up; the same command goes on from the last checkpoint"
-        rank = min(notes, key=lambda r: (notes[r]["count"], r))
+        # A host that is gone writes no notes; a rank that hangs still does, but came least far.
+        newest = max(note["time"] for note in notes.values())
+        silent = [rank for rank, note in notes.items() if newest - note["time"] > self.stall_s / 2]
+        rank = min(silent or notes, key=lambda r: (notes[r]["count"], r))
         note = notes[rank]
         return (
             f"no step ended for {self.stall_s:.0f} s: rank {rank} (host {note['host']}, process {note['pid']}) stalled "
