@@ -66,7 +66,7 @@ class InlinePool:
 class _Actor:
     handle: Any
     ping: Any
-    """Its first answer; until then it gets no work."""
+    """Its first answer, once it has loaded its networks; until then it gets no work."""
     ready: bool = False
     unit: Unit | None = None
     attempt: str = ""
@@ -94,11 +94,12 @@ class RayPool:
 
     def encoders(self) -> Encoders:
         for _ in range(TRIES):
-            if not self._actors:
+            while len(self._actors) < self._workers:  # all of them load their networks meanwhile
                 self._spawn()
-            actor = self._actors[0]
+            (first,), _ = self._ray.wait([actor.ping for actor in self._actors], num_returns=1)
+            actor = next(actor for actor in self._actors if actor.ping == first)
             try:
-                found = self._ray.get(actor.handle.encoders.remote())
+                found = self._ray.get(first)
                 actor.ready = True
                 return found
             except self._ray.exceptions.RayTaskError as error:
@@ -147,7 +148,7 @@ class RayPool:
 
     def _spawn(self) -> None:
         handle = self._remote.remote(*self._arguments)
-        self._actors.append(_Actor(handle, ping=handle.status.remote()))
+        self._actors.append(_Actor(handle, ping=handle.encoders.remote()))
 
     def _hear(self, waiting: deque[Unit], on_outcome: OnOutcome) -> None:
         """Wait a moment for answers, and act on them."""

@@ -180,7 +180,10 @@ def _directogram(grey: np.ndarray, directions: int = 8, blur: float = 1.5) -> np
 
 def motion_peaks(frames: np.ndarray, fps: Fraction | float) -> np.ndarray:
     """(N,) times in s of visible impacts: peaks of `impact_strength`, placed between frames by a parabola."""
-    times_s, strength = impact_strength(frames, fps)
+    return _peaks(*impact_strength(frames, fps), fps)
+
+
+def _peaks(times_s: np.ndarray, strength: np.ndarray, fps: Fraction | float) -> np.ndarray:
     if len(strength) < 3 or strength.max() <= 0:
         return np.zeros(0)
     middle = np.median(strength)
@@ -327,7 +330,7 @@ def measure_offset(frames: np.ndarray, fps: Fraction | float, waveform: np.ndarr
     visual = impact_strength(frames, fps)
     duration_s = min(len(frames) / float(fps), len(waveform) / sample_rate)
     offset_s, confidence = align_curves(visual, onset_strength(waveform, sample_rate), duration_s)
-    visual_s = motion_peaks(frames, fps)
+    visual_s = _peaks(*visual, fps)
     pairs = match_events(visual_s + offset_s, audio_s, 0.1)
     drift = 0.0
     if len(pairs) >= 6 and visual_s[pairs[-1][0]] - visual_s[pairs[0][0]] >= 4:

@@ -117,6 +117,7 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
     return thread
 
 
+@pytest.mark.slow
 def test_clips_that_crash_or_hang_are_quarantined_and_the_rest_is_kept(
     cluster: Any, config: PreprocessConfig, clips: Path, tmp_path: Path
 ) -> None:
