@@ -16,6 +16,7 @@ from syncflow.samples import first_line
 
 KEEP = 4  # files: clips of one source follow each other
 TRIES = 3
+PAUSE_S = 0.5  # after the first failure; twice as long after each further one
 
 
 class Fetcher:
@@ -66,6 +67,6 @@ class Fetcher:
                 raise MediaError("not_found", uri, "there is no such file") from None
             except Exception as error:  # network libraries raise their own kinds
                 problem = error
-                time.sleep(0.5 * 2**attempt * (attempt < TRIES - 1))
+                time.sleep(PAUSE_S * 2**attempt * (attempt < TRIES - 1))
         os.unlink(name)
         raise MediaError("unreachable", uri, f"cannot be fetched: {first_line(problem or OSError())}")
