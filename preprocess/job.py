@@ -25,7 +25,7 @@ from syncflow.preprocess.manifest import read_manifest
 from syncflow.preprocess.plan import ClipPlan, Source, Unit, parse_source, parse_survey, source_line, survey_units
 from syncflow.preprocess.store import Store
 from syncflow.preprocess.worker import Encoders
-from syncflow.samples import Bucket, EncoderIdentity, Reject
+from syncflow.samples import Bucket, EncoderIdentity, Reject, first_line
 
 JOB, SOURCES, REJECTS, ENCODERS = "_job/job.json", "_job/sources.jsonl", "_job/rejects.jsonl", "_job/encoders.json"
 OTHER_FOLDER = "give another --output, or delete this one"
@@ -123,10 +123,13 @@ class Job:
     def _begin(self, ours: dict) -> None:
         data = self.store.read(JOB)
         if data is None:
-            for path, name in ((self.sources_path, SOURCES), (self._rejects_path, REJECTS)):
-                self.store.write(name, path.read_bytes())
             content = {"created_by": f"syncflow {__version__}", **ours}
-            self.store.create(JOB, json.dumps(content, indent=1).encode())
+            try:
+                for path, name in ((self.sources_path, SOURCES), (self._rejects_path, REJECTS)):
+                    self.store.write(name, path.read_bytes())
+                self.store.create(JOB, json.dumps(content, indent=1).encode())
+            except OSError as error:
+                raise UserError(f"--output {self.store.url}: cannot be written to ({first_line(error)})") from error
             data = self.store.read(JOB) or b""
         theirs = json.loads(data)
         before, now = theirs["meaning"], ours["meaning"]
