@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import PurePosixPath
 
 import fsspec
 import safetensors.torch
@@ -172,6 +171,8 @@ class DatasetCard(_Record):
     """None where there is no sound: silent videos, or images (one frame each)."""
     text_encoder: EncoderIdentity | None
     """None where the text is embedded during training (`text: online`)."""
+    networks: dict[str, EncoderIdentity] = Field(default_factory=dict)
+    """Networks that filtered or captioned, by the configuration's name for them; latents mean the same without."""
     fps: Fraction
     sample_rate: int
     dtype: str
@@ -260,10 +261,9 @@ class Dataset:
     """A written data set, read through its index: `len`, iteration, `read(i)`. Local or any fsspec URL."""
 
     def __init__(self, path: str) -> None:
-        self.fs, root = fsspec.core.url_to_fs(str(path))
         self.path = str(path)
-        self.root = PurePosixPath(root)
-        card = str(self.root / "dataset.json")
+        self.root = fsspec.core.url_to_fs(self.path)[1].rstrip("/")
+        card = f"{self.root}/dataset.json"
         if not self.fs.exists(card):
             raise UserError(
                 f"{path}: no dataset.json here; give the --output folder of a finished `syncflow preprocess`"
@@ -277,12 +277,18 @@ class Dataset:
                 f"{path} has format {self.card.format_version}, this version reads {FORMAT_VERSION}: preprocess again"
             )
 
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """Asked for anew each time (fsspec keeps them): that of an object store does not survive a fork."""
+        return fsspec.core.url_to_fs(self.path)[0]
+
     @cached_property
     def shards(self) -> list[ShardMarker]:
         """Markers of every shard with samples, by bucket and number."""
         found: list[ShardMarker] = []
+        self.fs.invalidate_cache()  # object stores remember listings, also those of an unfinished job
         for bucket in sorted(bucket.name for bucket in self.card.buckets):
-            for name in sorted(self.fs.glob(str(self.root / bucket / "shard-*.json"))):
+            for name in sorted(self.fs.glob(f"{self.root}/{bucket}/shard-*.json")):
                 marker = ShardMarker.model_validate_json(self.fs.cat_file(name))
                 if marker.samples:
                     found.append(marker)
@@ -299,7 +305,7 @@ class Dataset:
         return (self.read(i) for i in range(len(self)))
 
     def tar_path(self, shard: ShardMarker) -> str:
-        return str(self.root / shard.bucket / shard.tar)
+        return f"{self.root}/{shard.bucket}/{shard.tar}"
 
     def read(self, i: int) -> StoredSample:
         """The i-th sample.
