@@ -23,7 +23,6 @@ from syncflow.models.config import ModelConfig
 from syncflow.models.d_dit import DualDiT
 from syncflow.models.generation import generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
-from syncflow.models.positions import rotate
 from syncflow.models.sampler import time_grid
 from syncflow.models.sizes import SIZES
 from syncflow.models.video_tower import Block, Conditions, VideoTower
@@ -47,17 +46,24 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     return scores.softmax(dim=-1).to(q.dtype) @ v
 
 
-def plain_self(module: SelfAttention, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+def plain_rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x·cos + (x turned by 90°)·sin, pair by pair."""
+    cos, sin = rotation.real.repeat_interleave(2, -1), rotation.imag.repeat_interleave(2, -1)
+    pairs = x.unflatten(-1, (-1, 2))
+    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
+def plain_self(module: SelfAttention, x: Tensor, rotation: Tensor | None) -> Tensor:
     b, n, e = x.shape
     q, k, v = module.qkv(x).view(b, n, 3, module.heads, -1).permute(2, 0, 3, 1, 4)
     q, k = module.q_norm(q), module.k_norm(k)
     if rotation is not None:
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k = plain_rotate(q, rotation), plain_rotate(k, rotation)
     return module.proj(plain_attention(q, k, v).transpose(1, 2).reshape(b, n, e))
 
 
 def plain_cross(module: CrossAttention, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
-    """Text keys and values once per frame, as a block that knows only its own (frame, text) pairs does."""
     b, n, e = x.shape
     kv = module.kv_linear(text).view(b, text.shape[1], 2, module.heads, -1)
     k, v = kv.permute(2, 0, 3, 1, 4)

@@ -36,7 +36,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation | None = None, key_mask: Tensor | None = None) -> Tensor:
         """x (B, N, E); key_mask (B, N) bool, true where a token may be attended to."""
         b, n, e = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)  # (B, h, N, d)
+        qkv = self.qkv(x).view(b, n, 3, self.heads, e // self.heads)
+        # Unbound before they are transposed, so that their gradients go back into one buffer by one copy.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, h, N, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
@@ -58,8 +60,8 @@ class CrossAttention(nn.Module):
     def key_value(self, context: Tensor, rotation: Rotation | None = None) -> KeyValue:
         """(B, M, E_context) -> keys (turned by `rotation`) and values."""
         b, m, _ = context.shape
-        kv = self.kv_linear(context)
-        key, value = kv.view(b, m, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, M, d)
+        kv = self.kv_linear(context).view(b, m, 2, self.heads, -1)
+        key, value = (part.transpose(1, 2) for part in kv.unbind(2))  # (B, h, M, d)
         return KeyValue(key if rotation is None else rotate(key, rotation), value)
 
     def forward(

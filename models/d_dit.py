@@ -185,11 +185,8 @@ class DualDiT(nn.Module):
         if self.config.adaptor.time != "rotary":
             return _SeenAs(mask, None, None)
         head = self.config.audio.hidden_size // self.config.audio.num_heads
-        cos, sin = seconds_rotation(time_s, head)
-        seen = (
-            torch.cat([cos, torch.ones_like(cos[:, :, :1])], 2),
-            torch.cat([sin, torch.zeros_like(sin[:, :, :1])], 2),
-        )
+        seen = seconds_rotation(time_s, head)
+        seen = torch.cat([seen, torch.ones_like(seen[:, :, :1])], dim=2)
         return _SeenAs(mask, seconds_rotation(_middle(audio_time_s, sounds), head), seen)
 
     def _audio_layer(self, i: int, y: Tensor, seen: Tensor, audio_mask: Tensor | None, seen_as: _SeenAs) -> Tensor:

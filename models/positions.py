@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 SHORTEST_PERIOD_S, LONGEST_PERIOD_S = 0.04, 40.0
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, each (…, head dim), of the angles by which queries or keys are turned."""
+Rotation = Tensor
+"""e^{i·angle} (…, head dim / 2), complex: by what each pair of channels of a query or key is turned."""
 
 
 def spatial_positions(rows: int, cols: int, width: int, size: Tensor, input_sq_size: int) -> Tensor:
@@ -58,10 +58,8 @@ def seconds_positions(time_s: Tensor, width: int) -> Tensor:
 
 
 def seconds_rotation(time_s: Tensor, head_dim: int) -> Rotation:
-    """Rotary angles of a time in seconds: (B, N) -> two (B, 1, N, head_dim), to broadcast over heads."""
-    angle = time_s.float()[..., None] * _clock_frequencies(head_dim // 2, time_s.device)
-    angle = angle.repeat_interleave(2, dim=-1)[:, None]
-    return angle.cos(), angle.sin()
+    """Rotary angles of a time in seconds: (B, N) -> (B, 1, N, head_dim / 2), to broadcast over heads."""
+    return _turns(time_s.float()[:, None, :, None] * _clock_frequencies(head_dim // 2, time_s.device))
 
 
 def _clock_frequencies(n: int, device: torch.device) -> Tensor:
@@ -71,10 +69,12 @@ def _clock_frequencies(n: int, device: torch.device) -> Tensor:
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair of neighbouring channels by its angle: x (…, N, head dim)."""
-    cos, sin = rotation
-    pairs = x.unflatten(-1, (-1, 2))
-    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (…, N, head dim / 2)
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+
+
+def _turns(angle: Tensor) -> Rotation:
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 class Rotary(nn.Module):
@@ -107,7 +107,5 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, n: int) -> Rotation:
-        """Cosines and sines of shape (n, head dim)."""
-        angle = torch.arange(n, dtype=torch.float32, device=self.freqs.device)[:, None] * self.freqs
-        angle = angle.repeat_interleave(2, dim=-1)
-        return angle.cos(), angle.sin()
+        """(n, head dim / 2) of the indices 0 … n - 1."""
+        return _turns(torch.arange(n, dtype=torch.float32, device=self.freqs.device)[:, None] * self.freqs)

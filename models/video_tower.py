@@ -76,7 +76,7 @@ class Block(nn.Module):
         table = self.scale_shift_table + conditions.modulation  # (B, 1 or T, 6, E)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = table[:, :, None].unbind(dim=3)  # (B, 1 or T, 1, E)
 
-        y = self.norm1(x) * (1 + scale) + shift
+        y = torch.addcmul(shift, self.norm1(x), 1 + scale)
         if self.temporal:
             mask = conditions.frame_mask
             mask = None if mask is None else mask.repeat_interleave(s, 0)  # (B·S, T)
@@ -84,13 +84,13 @@ class Block(nn.Module):
             y = y.view(b, s, t, e).transpose(1, 2)
         else:
             y = self.attn(y.reshape(b * t, s, e)).view(b, t, s, e)
-        x = x + gate * y
+        x = torch.addcmul(x, gate, y)
 
         y = self.cross_attn(x.reshape(b, t * s, e), text, conditions.text.mask)
         x = x + y.view(b, t, s, e)
 
-        y = self.mlp(self.norm2(x) * (1 + scale_mlp) + shift_mlp)
-        return x + gate_mlp * y
+        y = self.mlp(torch.addcmul(shift_mlp, self.norm2(x), 1 + scale_mlp))
+        return torch.addcmul(x, gate_mlp, y)
 
 
 class VideoTower(nn.Module):
