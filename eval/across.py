@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from syncflow.eval.distances import cosine
-
-DESYNC_OFFSETS_S = np.linspace(-2.0, 2.0, 21)
-"""Synchformer's classes."""
+from syncflow.models.perception.synchformer import OFFSETS_S
 
 
 def desync(logits: np.ndarray) -> float:
@@ -15,7 +13,7 @@ def desync(logits: np.ndarray) -> float:
 
     Source: Synchformer (Iashin et al., 2024), used so by MMAudio (Cheng et al., 2024).
     """
-    return float(np.abs(DESYNC_OFFSETS_S[np.asarray(logits).argmax(axis=-1)]).mean())
+    return float(np.abs(OFFSETS_S[np.asarray(logits).argmax(axis=-1)]).mean())
 
 
 def text_similarity(frames: np.ndarray, text: np.ndarray) -> float:

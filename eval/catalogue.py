@@ -64,7 +64,7 @@ FEATURES = {
     "kvd_videomae": FeatureMetric(
         "kernel distance of pictures", "videomae-base-k400", "VideoMae", "kernel", "embedding"
     ),
-    "desync": FeatureMetric("Synchformer's |offset|", "synchformer-audioset", "ScriptSync", "desync", "logits", "s"),
+    "desync": FeatureMetric("Synchformer's |offset|", "synchformer-audioset", "Synchformer", "desync", "logits", "s"),
     "imagebind_av": FeatureMetric("sound against pictures", *_IMAGEBIND, "pair", "video audio", "cosine", "higher"),
     "imagebind_tv": FeatureMetric("caption against pictures", *_IMAGEBIND, "pair", "text video", "cosine", "higher"),
     "imagebind_ta": FeatureMetric("caption against sound", *_IMAGEBIND, "pair", "text audio", "cosine", "higher"),

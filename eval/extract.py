@@ -16,7 +16,7 @@ from syncflow.clock import Span
 from syncflow.eval.across import javis_windows
 from syncflow.eval.clips import ClipFile
 from syncflow.media import MediaError, decode_span, probe
-from syncflow.models.perception import clap, imagebind
+from syncflow.models.perception import clap, imagebind, synchformer
 from syncflow.models.perception.checkpoints import WeightsUnavailable
 from syncflow.models.perception.clip import Clip
 from syncflow.models.perception.pictures import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -184,28 +184,31 @@ class ScriptAudio:
         return {"embedding": self.network(waveform)[0].double().numpy()}
 
 
-class ScriptSync:
-    """Synchformer exported as TorchScript, `((1, T, 3, 224, 224) at 25 fps, (1, L) at 16 kHz) -> (1, 21)`.
-
-    Gives `logits` (2, 21) for the first and the last 4.8 s; shorter clips give the same row twice.
-    """
-
-    SECONDS, FPS, RATE = Fraction(48, 10), Fraction(25), 16000
+class Synchformer:
+    """Synchformer: `logits` (2, 21) for the first and the last 4.8 s, the latter on the grid of its segments."""
 
     def __init__(self, path: Path) -> None:
-        self.network = load_script(path)
+        self.network = synchformer.Synchformer(path)
 
-    @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
         info = probe(clip.path)
+        length, step = (Fraction(s).limit_denominator(100) for s in (self.network.seconds, synchformer.STEP_S))
         if info.audio is None:
             raise MediaError("no_audio", clip.path, "has no sound")
-        length = min(self.SECONDS, info.duration_s)
+        if info.duration_s < length:
+            seconds = f"is {float(info.duration_s):.2f} s long; Synchformer needs {float(length):.2f} s"
+            raise MediaError("too_short", clip.path, seconds)
+        last = (info.duration_s - length) // step * step
         rows = []
-        for start in (Fraction(0), info.duration_s - length):
-            part = decode_span(info, Span(start, start + length), fps=self.FPS, size=(224, 224), sample_rate=self.RATE)
-            frames = normalised(part.frames, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-            rows.append(self.network(frames[None], torch.from_numpy(part.waveform)[None])[0].double().numpy())
+        for start in (Fraction(0), last):
+            part = decode_span(
+                info,
+                Span(start, start + length),
+                fps=Fraction(synchformer.FPS),
+                size=(self.network.config.side,) * 2,
+                sample_rate=synchformer.SAMPLE_RATE,
+            )
+            rows.append(self.network.logits(part.frames, part.waveform).astype(float))
         return {"logits": np.stack(rows)}
 
 

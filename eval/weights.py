@@ -91,10 +91,6 @@ def pull(backbone: Backbone, home: Path) -> None:
         try:
             if backbone.url.startswith("hf:"):
                 _pull_repository(backbone, part)
-            elif backbone.url.rstrip("/").endswith("Synchformer"):
-                raise UserError(
-                    f"{backbone.name} has no direct address: {backbone.url} tells where; export it as {target}"
-                )
             else:
                 _pull_file(backbone, part)
             os.replace(part, target)
