@@ -20,6 +20,7 @@ from syncflow.errors import UserError
 from syncflow.models.autoencoders import AutoencoderSpec
 from syncflow.models.config import ModelConfig
 from syncflow.models.d_dit import DualDiT
+from syncflow.models.flow import FlowConfig
 from syncflow.models.text import TextEncoderSpec
 from syncflow.models.weights import mismatches, read_weights
 from syncflow.samples import ChannelStats
@@ -55,6 +56,8 @@ class ModelCard(Config):
     """Latents are (z - mean) / std per channel; None: as they are."""
     audio_stats: ChannelStats | None = None
     """As for video."""
+    flow: FlowConfig = FlowConfig()
+    """At which t it was trained; sampling spends its steps there too, where `flow.shift` is on."""
     guidance: float = 1.5
     """Classifier-free guidance that suits it: what `generate` uses unless told."""
 

@@ -47,6 +47,8 @@ class GenerateConfig(Config):
     """File of prompts: .txt with one a line, or .jsonl with rows {"prompt": …, "video": optional path}."""
     video: Path | None = None
     """A video whose sound is wanted."""
+    begin_with: Path | None = None
+    """An image, or a video with its sound if it has one, that the clip begins with; the rest is made."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels (default: the size the model was trained at)."""
     duration: float | None = None
@@ -145,6 +147,7 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
         "solver": config.solver,
         "guidance": guidance,
         "shown": config.shown,
+        "beginning": config.begin_with,
     }
 
 
@@ -196,9 +199,13 @@ def _plan(
     jobs: list[_Job] = []
     card = pipeline.card
     for request in requests:
-        pipeline.check(size=settings["size"], duration_s=config.duration, fps=settings["fps"], video=request.video)
+        pipeline.check(
+            size=settings["size"], duration_s=config.duration, fps=settings["fps"], video=request.video,
+            beginning=config.begin_with,
+        )  # fmt: skip
         marks = [
             request.video.stem if request.video else "",
+            f"after-{config.begin_with.stem}" if config.begin_with else "",
             config.size or "",
             f"{config.duration:g}s" if config.duration else "",
             f"{config.fps}fps".replace("/", "_") if config.fps else "",
@@ -211,7 +218,7 @@ def _plan(
                 "uri": f"{name}-{seed}.{config.formats[0]}",
                 "caption": request.prompt,
                 "seed": seed,
-                "task": "video_to_audio" if request.video else "text_to_av",
+                "task": "video_to_audio" if request.video else "continuation" if config.begin_with else "text_to_av",
                 "video": str(request.video) if request.video else None,
                 "made_with": hashlib.sha256(f"{identity} {made_with} {config.formats}".encode()).hexdigest()[:16],
                 "steps": config.steps,

@@ -28,7 +28,7 @@ class FlowConfig(Config):
     """Move t towards noise for clips larger or longer than the base: there the same noise hides less."""
     base_pixels: int = 256 * 256
     """Pixels of a frame at which t is not shifted."""
-    base_frames: int = 32
+    base_frames: float = 32
     """Frames at which t is not shifted."""
     video_weight: float = 1.0
     """Weight of the video's loss."""

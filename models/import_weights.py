@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     from syncflow.models.autoencoders import AutoencoderSpec
     from syncflow.models.checkpoints import ModelCard, save_model
     from syncflow.models.d_dit import DualDiT
+    from syncflow.models.flow import FlowConfig
     from syncflow.models.sizes import model_config
     from syncflow.models.text import TextEncoderSpec
     from syncflow.models.video_tower import VideoTower
@@ -81,6 +82,8 @@ def main(argv: list[str]) -> int:
         width=256,
         height=256,
         num_frames=32,
+        # As Open-Sora trains and samples: from 512 x 512 and one latent frame, of which 17 frames make 5.
+        flow=FlowConfig(shift=True, base_pixels=512 * 512, base_frames=17 / 5),
         guidance=5.0,
     )
     save_model(config.output, model.state_dict(), card)

@@ -21,9 +21,11 @@ from syncflow.clock import LatentGrid, Span
 from syncflow.errors import UserError
 from syncflow.media import decode_span, probe
 from syncflow.models.autoencoders import AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
+from syncflow.models.beginning import covered, given_frames, read_beginning
 from syncflow.models.checkpoints import ModelCard, load_model, save_model
 from syncflow.models.d_dit import DualDiT
-from syncflow.models.generation import Setting, Shown, generate_joint, generate_sound, make_setting
+from syncflow.models.flow import shift_ratio
+from syncflow.models.generation import Known, Setting, Shown, generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
 from syncflow.models.latents import denormalise, normalise
 from syncflow.models.prompts import check_prompt
@@ -108,6 +110,7 @@ class SyncFlowPipeline:
         guidance: Guidance | float | None = None,
         video: str | Path | np.ndarray | None = None,
         shown: Shown = "clean",
+        beginning: str | Path | None = None,
         batch_size: int = 1,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Generated]:
@@ -119,6 +122,7 @@ class SyncFlowPipeline:
             guidance: 1 follows the caption as learned, more exaggerates it; default: the card's.
             video: a file, or frames (T, H, W, 3) uint8 at `fps`, whose sound is wanted.
             shown: how the given video is shown to the model (see generation.py).
+            beginning: an image or a video, with its sound if it has one, that the clip begins with.
             batch_size: clips computed together; above 1, bits may depend on what is beside a clip.
             on_step: called with steps done and steps in all.
         Raises:
@@ -144,7 +148,7 @@ class SyncFlowPipeline:
             for call in calls
             for clip in self.make(
                 call, size=size, duration_s=duration_s, fps=fps, steps=steps, solver=solver, guidance=guidance,
-                video=video, shown=shown, on_step=step,
+                video=video, shown=shown, beginning=beginning, on_step=step,
             )
         ]  # fmt: skip
 
@@ -161,6 +165,7 @@ class SyncFlowPipeline:
         guidance: Guidance | float | None = None,
         video: str | Path | np.ndarray | None = None,
         shown: Shown = "clean",
+        beginning: str | Path | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> list[Generated]:
         """Clips of (prompt, seed) pairs, computed together; see `__call__`. With a video, of one prompt."""
@@ -173,9 +178,9 @@ class SyncFlowPipeline:
         guidance = self.card.guidance if guidance is None else guidance
         if not isinstance(guidance, Guidance):
             guidance = Guidance(video=guidance, audio=guidance)
-        shape = self.check(size=size, duration_s=duration_s, fps=fps, video=video)
+        shape = self.check(size=size, duration_s=duration_s, fps=fps, video=video, beginning=beginning)
         noise = self._noise(shape, [seed for _, seed in jobs])
-        times = time_grid(steps)
+        times = time_grid(steps, shift_ratio(shape.width * shape.height, shape.num_frames, self.card.flow))
 
         def step(_: int) -> None:
             if on_step is not None:
@@ -184,9 +189,11 @@ class SyncFlowPipeline:
         try:
             if video is None:
                 setting = self._setting([prompt for prompt, _ in jobs], shape)
+                known_video, known_audio = (None, None) if beginning is None else self._known(beginning, shape)
                 latents, sound = generate_joint(
-                    self.model, setting, noise, times, guidance=guidance, solver=solver, on_step=step
-                )
+                    self.model, setting, noise, times, guidance=guidance, solver=solver, on_step=step,
+                    known_video=known_video, known_audio=known_audio,
+                )  # fmt: skip
                 pictures = [self._decode_video(z[None], shape) for z in latents]
             else:
                 frames = self._frames(video, shape)
@@ -214,6 +221,7 @@ class SyncFlowPipeline:
         duration_s: float | Fraction | None = None,
         fps: Fraction | int | str | None = None,
         video: str | Path | np.ndarray | None = None,
+        beginning: str | Path | None = None,
     ) -> Shape:
         """The shape that would be made.
 
@@ -227,6 +235,10 @@ class SyncFlowPipeline:
             shape = replace(shape, height=video.shape[1], width=video.shape[2])
         latent = self.video_autoencoder.latent_shape(shape.num_frames, shape.height, shape.width)
         check_shape(shape, self.video_autoencoder.spatial_multiple, latent, card.model.video.patch_size)
+        if beginning is not None:
+            if video is not None:
+                raise UserError("a video whose sound is wanted has its beginning; give one or the other")
+            given_frames(beginning, shape)
         return shape
 
     def _frames(self, video: str | Path | np.ndarray, shape: Shape) -> np.ndarray:
@@ -278,10 +290,31 @@ class SyncFlowPipeline:
             video.append(torch.randn(video_shape, generator=generator))
         return torch.stack(video).to(self.device), torch.stack(audio).to(self.device)
 
+    def _known(self, beginning: str | Path, shape: Shape) -> tuple[Known, Known | None]:
+        """The latents that a clip's beginning decides.
+
+        Raises:
+            UserError: it is shorter than the first latent frame of the video.
+        """
+        given = read_beginning(beginning, shape, self.card.sample_rate)
+        mask = covered(self.video_autoencoder.grid(shape.num_frames, shape.fps), given.end_s).to(self.device)
+        if not mask.any():
+            raise UserError(f"{beginning} is shorter than one latent frame of the video autoencoder; give a longer one")
+        video = Known(self._encode_video(given.frames), mask)
+        if given.waveform is None:
+            return video, None
+        mask = covered(self.audio_autoencoder.grid(shape.num_samples), given.end_s).to(self.device)
+        return video, Known(self._encode_audio(given.waveform), mask)
+
     def _encode_video(self, frames: np.ndarray) -> Tensor:
         """(T, H, W, 3) uint8 -> (1, C, T_v, H', W') normalised latents."""
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(3, 0, 1, 2)[None]
         return normalise(self.video_autoencoder.encode(pixels / 127.5 - 1).mean.float(), self.card.video_stats)
+
+    def _encode_audio(self, waveform: np.ndarray) -> Tensor:
+        """(L,) -> (1, C, T_a) normalised latents."""
+        sound = torch.from_numpy(waveform).to(self.device)[None]
+        return normalise(self.audio_autoencoder.encode(sound).mean.float(), self.card.audio_stats)
 
     def _decode_video(self, latents: Tensor, shape: Shape) -> np.ndarray:
         pixels = self.video_autoencoder.decode(denormalise(latents, self.card.video_stats), shape.num_frames)
