@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from subprocess import DEVNULL, CalledProcessError, TimeoutExpired, check_output
 
 from pydantic import BaseModel, ConfigDict
 
@@ -83,15 +80,3 @@ def refuse_unlike(where: str, mine: Protocol, theirs: Protocol) -> None:
             f"{where}: {mine.metric} cannot be compared, its protocol differs ({'; '.join(unlike)}); "
             "evaluate both sets in one command"
         )
-
-
-@lru_cache(maxsize=1)
-def git_commit() -> str:
-    """The commit of the running code, or "" for an installed wheel."""
-    try:
-        folder = Path(__file__).resolve().parent
-        return check_output(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], text=True, stderr=DEVNULL, timeout=10
-        ).strip()
-    except (OSError, CalledProcessError, TimeoutExpired):
-        return ""

@@ -16,7 +16,7 @@ from syncflow.errors import UserError
 from syncflow.eval.clips import ClipSet, find_clips, read_captions, set_hash
 from syncflow.eval.measure import measure_cached
 from syncflow.eval.onset_offset import TOLERANCES_MS, clip_f1, hits
-from syncflow.eval.protocol import Protocol, git_commit, refuse_unlike
+from syncflow.eval.protocol import Protocol, refuse_unlike
 from syncflow.eval.scores import (
     ClipScore,
     Score,
@@ -29,6 +29,7 @@ from syncflow.eval.scores import (
 )
 from syncflow.eval.work import default_workers, map_clips
 from syncflow.media import printable
+from syncflow.process import git_commit
 
 if TYPE_CHECKING:
     from syncflow.eval.command import EvaluateConfig
