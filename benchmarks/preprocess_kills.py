@@ -54,7 +54,7 @@ class Slow:
         return
 
     def __call__(self, works: Sequence[Work]) -> None:
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 class SlowWorker(Worker):
@@ -145,8 +145,12 @@ def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, len
         code = wait(process, delay_s)
         if code is not None:
             break
-        if "worker" in kind and kill_worker(out, rng):
-            kills.append(f"worker at {delay_s:.1f} s")
+        if "worker" in kind:
+            while code is None and not kill_worker(out, rng):  # as soon as there is one
+                code = wait(process, 0.1)
+            if code is not None:
+                break
+            kills.append(f"worker at {delay_s:.1f} s or later")
         if kind == "node":
             node = rng.choice(sorted(cluster.worker_nodes, key=lambda n: n.unique_id))
             cluster.remove_node(node, allow_graceful=False)
@@ -165,7 +169,7 @@ def trial(number: int, config: PreprocessConfig, folder: Path, cluster: Any, len
 
 
 def two_nodes() -> Any:
-    """A head without room for workers, and two nodes."""
+    """A head without room for workers, and two nodes with room for one each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -178,7 +182,7 @@ def add_node(cluster: Any, tries: int = 5) -> None:
     """Ray gives a node 30 s to come up, which a busy machine may not have."""
     for left in reversed(range(tries)):
         try:
-            cluster.add_node(wait=False, num_cpus=2, object_store_memory=80 << 20)
+            cluster.add_node(wait=False, num_cpus=1, object_store_memory=80 << 20)
             return
         except Exception as error:
             if not left:
