@@ -44,8 +44,10 @@ class DemoConfig(Config):
     """Where everything goes."""
     clips: int = 96
     """How many clips to render."""
-    autoencoder_steps: int = 60
-    """Training steps of each autoencoder."""
+    video_autoencoder_steps: int = 60
+    """Training steps of the autoencoder of pictures."""
+    audio_autoencoder_steps: int = 400
+    """Training steps of the autoencoder of sound, which are smaller ones."""
     steps: int = 30
     """Training steps of each of the three stages."""
     ranks: int = 2
@@ -96,8 +98,8 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
     codecs, dataset, train, clips = out / "autoencoders", out / "dataset", out / "train", out / "generated"
     checkpoint = ("--checkpoint", str(train / "3_joint" / "model"))
     sampler = ("--steps", str(config.sampling_steps), "--seed", str(config.seed))
-    count = str(config.autoencoder_steps)
-    codec_steps = ("--video.steps", count, "--audio.steps", count)
+    codec_steps = ("--video.steps", str(config.video_autoencoder_steps))
+    codec_steps += ("--audio.steps", str(config.audio_autoencoder_steps))
     # Rendered clips are judged themselves too, by their known event times; a user's videos may be hours long.
     reference = str(out / "reference")
     judged: tuple[str, ...] = ("--generated", str(clips), reference, "--reference", str(videos))

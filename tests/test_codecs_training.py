@@ -10,16 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from syncflow.cli import main
 from syncflow.errors import UserError
 from syncflow.models.autoencoders import AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
 from syncflow.models.autoencoders.nano import new_nano_audio_autoencoder, new_nano_video_autoencoder
+from syncflow.models.autoencoders.oobleck import fold, unfold
 from syncflow.train import autoencoders
 from syncflow.train.autoencoder_data import list_sources
-from syncflow.train.autoencoder_losses import edge_loss, kl_to_standard_normal, psnr_db, stft_distance
+from syncflow.train.autoencoder_losses import edge_loss, kl_to_standard_normal, onset_f1, psnr_db, stft_distance
 from syncflow.train.autoencoder_start import start_as_components, start_at_unit_scale
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,12 +183,42 @@ def test_the_start_is_the_best_linear_code():
 
 def test_sound_starts_at_unit_scale():
     net = new_nano_audio_autoencoder(0)
-    waves = torch.randn(4, 8000) * 0.1
+    waves = fold(torch.randn(4, 8000) * 0.1, 20)
     start_at_unit_scale(net, waves)
     with torch.no_grad():
-        posterior = net.encode(waves[:, None]).latent_dist
+        posterior = net.encode(waves).latent_dist
     torch.testing.assert_close(posterior.mean.std(dim=(0, 2)), torch.ones(8), atol=1e-3, rtol=0)
     assert posterior.std.mean() < 0.2
+
+
+def test_folded_samples_are_successive():
+    wave = torch.arange(12.0)[None]
+    folded = fold(wave, 3)
+    assert folded[0, :, 1].tolist() == [3, 4, 5]
+    assert torch.equal(unfold(folded), wave)
+
+
+def test_what_starts_where_it_should_counts():
+    rate = 16000
+    silence = np.zeros((1, 2 * rate), np.float32)
+    clicks = silence.copy()
+    clicks[0, [6000, 20000]] = 0.5
+    once = silence.copy()
+    once[0, 6000] = 0.5
+    late = np.roll(clicks, 3200, axis=1)  # 200 ms
+    assert onset_f1(clicks, clicks, rate) == 1
+    assert onset_f1(clicks, once, rate) == pytest.approx(2 / 3)
+    assert onset_f1(clicks, late, rate) == 0
+    assert onset_f1(clicks, silence, rate) == 0
+
+
+@pytest.mark.slow
+def test_minutes_of_training_make_impacts_audible(tmp_path: Path):
+    assert main(["impacts", "render", "40", "-o", str(tmp_path / "videos"), "--seed", "1"]) == 0
+    flags = ["--input", str(tmp_path / "videos"), "--output", str(tmp_path / "out"), "--video.steps", "1"]
+    assert main(["train", "configs/nano/0_autoencoders.yaml", *flags]) == 0
+    metrics = json.loads((tmp_path / "out" / "done.json").read_text())["audio"]["metrics"]
+    assert metrics["onset_f1"] > 0.7  # 0.89 to 0.94 where it was measured; a hum has 0
 
 
 def test_losses_know_their_zeros():

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from pydantic import Field, field_validator
 
 from syncflow.config import Config
 
@@ -28,18 +29,32 @@ class NanoVideoConfig(Config):
 
 
 class NanoAudioConfig(Config):
-    """A small diffusers AutoencoderOobleck, mono."""
+    """A small diffusers AutoencoderOobleck, mono: 400 samples at 16 kHz become one latent, 40 a second."""
 
     sample_rate: int = 16000
     """Hz."""
-    downsampling_ratios: tuple[int, ...] = (10, 10, 4)
-    """Strides (even); their product is the hop: 400 samples at 16 kHz are 40 latents a second."""
-    channel_multiples: tuple[int, ...] = (1, 2, 4)
+    fold: int = Field(default=20, ge=1)
+    """Samples that are channels of the first layer (1 or more than 2); full-rate layers would be most of the work."""
+    downsampling_ratios: tuple[int, ...] = (2, 10)
+    """Strides (even); their product times fold is the hop."""
+    channel_multiples: tuple[int, ...] = (2, 4)
     """Widths after each stride, times 2 · latent_channels in the encoder and `decoder_channels` in the decoder."""
     latent_channels: int = 8
     """Channels of a latent."""
-    decoder_channels: int = 16
-    """Width of the decoder at full rate."""
+    decoder_channels: int = 32
+    """Width of the decoder at its highest rate."""
+
+    @field_validator("fold")
+    @classmethod
+    def _not_stereo(cls, value: int) -> int:
+        if value == 2:
+            raise ValueError("2 channels are stereo; fold 1 sample or more than 2")
+        return value
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent."""
+        return self.fold * math.prod(self.downsampling_ratios)
 
 
 def new_nano_video_autoencoder(seed: int, config: NanoVideoConfig | None = None) -> Any:
@@ -82,7 +97,7 @@ def new_nano_audio_autoencoder(seed: int, config: NanoAudioConfig | None = None)
             channel_multiples=list(config.channel_multiples),
             decoder_channels=config.decoder_channels,
             decoder_input_channels=config.latent_channels,
-            audio_channels=1,
+            audio_channels=config.fold,
             sampling_rate=config.sample_rate,
         )
     with torch.no_grad():  # moments are (mean, s) with std = softplus(s) + 1e-4; the layer is weight-normed
