@@ -39,6 +39,7 @@ from syncflow.models.autoencoders.nano import (
     new_nano_video_autoencoder,
 )
 from syncflow.models.autoencoders.oobleck import fold, unfold
+from syncflow.process import keep_freed_memory
 from syncflow.tracker import OpenTracker, TrackingConfig
 from syncflow.train.autoencoder_data import Clips, frame_batch, list_sources, load_clips, sound_batch
 from syncflow.train.autoencoder_loop import Task, fit
@@ -148,6 +149,8 @@ def main(config_path: Path | str, argv: list[str], open_tracker: OpenTracker) ->
         print(f"{output} is done: {_summary(json.loads(done.read_text()))}", file=sys.stderr)
         return 0
 
+    if _device(settings).type == "cpu":
+        keep_freed_memory()
     sources = list_sources(settings.input)
     clips, problems = load_clips(
         sources,

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncflow.models.d_dit import DualDiT
+from syncflow.process import keep_freed_memory
 from syncflow.train.collate import MicroBatch
 from syncflow.train.config import PARTS, StageConfig
 from syncflow.train.objective import Objective
@@ -78,6 +79,7 @@ def start_ranks(config: StageConfig) -> Ranks:
         torch.cuda.set_device(local)
     else:
         torch.set_num_threads(config.engine.threads)
+        keep_freed_memory()
     if not dist.is_initialized():
         backend = deepspeed.accelerator.get_accelerator().communication_backend_name()
         # The watchdog reports a stall before the collective's own timeout kills without a name.
