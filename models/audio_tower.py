@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from syncflow.models.attention import CrossAttention, KeyValue, SelfAttention
+from syncflow.models.attention import CrossAttention, SelfAttention
 from syncflow.models.config import ModelConfig
 from syncflow.models.layers import Linear, Mlp
 from syncflow.models.positions import Rotation, index_positions, seconds_positions
@@ -32,7 +32,7 @@ class AudioLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        seen: Tensor | KeyValue,
+        seen: Tensor,
         audio_mask: Tensor | None,
         seen_mask: Tensor | None,
         rotation: Rotation | None,

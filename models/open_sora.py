@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from syncflow.config import validate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _NOT_SHAPE = {
     "input_size", "class_dropout_prob", "drop_path", "enable_flash_attn", "enable_flashattn", "freeze_y_embedder",
     "enable_layernorm_kernel", "enable_sequence_parallelism", "only_train_temporal", "skip_y_embedder", "dtype",
-    "architectures", "auto_map", "model_type", "torch_dtype", "transformers_version", "_name_or_path",
+    "architectures", "auto_map", "model_type", "torch_dtype", "transformers_version",
 }  # fmt: skip
 
 
@@ -32,15 +33,18 @@ def load_tower(
     sigma: bool,
 ) -> VideoTower:
     """See `VideoTower.from_open_sora`."""
-    # The public position buffers are computed, not learned, and some exports hold them.
-    state = {name: tensor for name, tensor in read_weights(Path(weights)).items() if name != "pos_embed.inv_freq"}
-    public = read_config(Path(weights), config)
+    state = _plain_names(read_weights(Path(weights)))
+    public = read_config(Path(weights), config, qk_norm=any(name.endswith(".attn.q_norm.weight") for name in state))
     keeps_sigma = "final_layer.linear.weight" in state and _has_sigma(state, public)
     if sigma and not keeps_sigma:
         raise UserError(f"{weights} has no sigma half; load it without sigma=True")
     if keeps_sigma and not sigma:
         state = drop_sigma(state, public)
     tower = cls(public.model_copy(update={"pred_sigma": sigma}))
+    freqs, exact = state.get("rope.freqs"), tower.rope.freqs
+    if freqs is None or (freqs.dtype != exact.dtype and torch.allclose(freqs.float(), exact, rtol=0.01)):
+        # Constants that some exports leave out or round; rounded ones would turn late frames to wrong places.
+        state["rope.freqs"] = exact
     wrong = mismatches(tower.state_dict(), state)
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
@@ -49,8 +53,10 @@ def load_tower(
     return tower
 
 
-def read_config(weights: Path, config: VideoTowerConfig | Mapping[str, Any] | str | Path | None) -> VideoTowerConfig:
-    """The configuration given, or config.json beside the weights."""
+def read_config(
+    weights: Path, config: VideoTowerConfig | Mapping[str, Any] | str | Path | None, qk_norm: bool
+) -> VideoTowerConfig:
+    """The configuration given, or config.json beside the weights; `qk_norm` where it does not say."""
     if isinstance(config, VideoTowerConfig):
         return config
     if config is None:
@@ -65,12 +71,20 @@ def read_config(weights: Path, config: VideoTowerConfig | Mapping[str, Any] | st
             raise UserError(f"{path} is not JSON: {error}") from error
     if isinstance(config, Mapping) and isinstance(config.get("config"), Mapping):
         config = config["config"]
-    assert isinstance(config, Mapping)
+    if not isinstance(config, Mapping):
+        raise UserError(f"the Open-Sora configuration must be a JSON object, found {type(config).__name__}")
     if config.get("skip_y_embedder"):
         raise UserError("these Open-Sora weights were saved without their caption embedder (skip_y_embedder)")
-    known = {key: value for key, value in config.items() if key not in _NOT_SHAPE}
-    # Open-Sora's own defaults: the sigma half is there and queries are not normalised unless the file says so.
-    return validate(VideoTowerConfig, {"pred_sigma": True, "qk_norm": False, **known}, "Open-Sora configuration")
+    known = {key: value for key, value in config.items() if key not in _NOT_SHAPE and not key.startswith("_")}
+    return validate(VideoTowerConfig, {"pred_sigma": True, "qk_norm": qk_norm, **known}, "Open-Sora configuration")
+
+
+def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that wrappers put before every name, and without position buffers, which are computed."""
+    for prefix in ("module.", "model."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if name != "pos_embed.inv_freq"}
 
 
 def drop_sigma(state: dict[str, Tensor], config: VideoTowerConfig) -> dict[str, Tensor]:

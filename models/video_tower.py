@@ -175,6 +175,7 @@ class VideoTower(nn.Module):
         if mask is None:
             return TextContext(tokens, None)
         mask = mask.reshape(mask.shape[0], -1).bool()
+        mask = mask.repeat(len(tokens) // len(mask), 1)  # one mask may serve the caption and its null caption
         present = mask.any(dim=1)
         # Softmax over nothing is undefined: an example without text attends to zeros, as if it added nothing.
         tokens = tokens * present[:, None, None].to(tokens.dtype)

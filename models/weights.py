@@ -12,16 +12,22 @@ from torch import Tensor
 
 from syncflow.errors import UserError
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_REFUSED = "only .safetensors are read, for a pickle can run code; convert it, or take a repository that has them"
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Every tensor of a .safetensors file, or of those in a folder (sharded ones by their index)."""
     if path.is_dir():
         index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
         if index is not None:
-            files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            files = _shards(index)
         else:
             files = sorted(path.glob("*.safetensors"))
         if not files:
+            pickles = sorted(file.name for ending in _PICKLES for file in path.glob(f"*{ending}"))
+            if pickles:
+                raise UserError(f"{path} holds {pickles[0]}: {_REFUSED}")
             raise UserError(f"{path}: no .safetensors file here; download the weights' repository into this folder")
     else:
         files = [path]
@@ -30,12 +36,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not file.is_file():
             raise UserError(f"{file}: no such file; the download is not complete")
         if file.suffix != ".safetensors":
-            raise UserError(f"{file}: only .safetensors are read (a pickle can run code); convert it first")
+            raise UserError(f"{file}: {_REFUSED}")
         try:
             state.update(safetensors.torch.load_file(file))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} cannot be read ({error}); download it again") from error
     return state
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of weights ({type(error).__name__}); download it again") from error
 
 
 def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

@@ -10,34 +10,51 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from syncflow import cli
+from syncflow.models.config import ModelConfig
 from syncflow.models.d_dit import DualDiT
 from syncflow.models.flops import Lengths, forward_cost
 from syncflow.models.sizes import ADAPTORS, SIZES, lengths_of, model_config
 
 
+def counted(config: ModelConfig, lengths: Lengths, device: str) -> dict[str, int]:
+    """FLOPs of one forward pass by module, as torch counts them; on meta nothing is computed."""
+    with torch.device(device):
+        model = DualDiT(config)
+        v, a = config.video, config.audio
+        # The counter knows matrix products, not the fused attention of CPUs.
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model(
+                torch.randn(1, v.in_channels, lengths.frames, lengths.rows, lengths.cols),
+                torch.randn(1, a.in_channels, lengths.audio_frames),
+                torch.rand(1),
+                text=torch.randn(1, lengths.text_tokens, v.caption_channels),
+                video_time_s=torch.rand(1, lengths.frames, 2),
+                audio_time_s=torch.rand(1, lengths.audio_frames, 2),
+                fps=torch.ones(1),
+                size=torch.full((1, 2), 64.0),
+            )
+    return {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+
+
+def check(config: ModelConfig, lengths: Lengths, device: str) -> None:
+    cost, found = forward_cost(config, lengths), counted(config, lengths, device)
+    assert cost.total == found["Global"]
+    adaptors = sum(count for name, count in found.items() if name.count(".") == 2 and ".adaptors." in name)
+    assert cost.adaptors == adaptors
+
+
 @pytest.mark.parametrize("adaptor", ADAPTORS)
 @pytest.mark.parametrize("lengths", [Lengths(6, 8, 8, 20, 5), Lengths(3, 9, 12, 31, 7)])
 def test_costs_are_what_a_counter_counts(adaptor: str, lengths: Lengths) -> None:
-    config = model_config("nano", adaptor)
-    model = DualDiT(config)
-    counter = FlopCounterMode(display=False)
-    # The counter knows matrix products, not the fused attention of CPUs.
-    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model(
-            torch.randn(1, 4, lengths.frames, lengths.rows, lengths.cols),
-            torch.randn(1, 8, lengths.audio_frames),
-            torch.rand(1),
-            text=torch.randn(1, lengths.text_tokens, 384),
-            video_time_s=torch.rand(1, lengths.frames, 2),
-            audio_time_s=torch.rand(1, lengths.audio_frames, 2),
-            fps=torch.ones(1),
-            size=torch.full((1, 2), 64.0),
-        )
-    cost = forward_cost(config, lengths)
-    counted = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    assert cost.total == counted["Global"]
-    adaptors = sum(count for name, count in counted.items() if name.count(".") == 2 and ".adaptors." in name)
-    assert cost.adaptors == adaptors
+    check(model_config("nano", adaptor), lengths, "cpu")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("adaptor", ["figure", "aligned"])
+def test_costs_of_every_row_of_the_table(size: str, adaptor: str) -> None:
+    for resolution in ((256, 256), (320, 184)):
+        check(model_config(size, adaptor), lengths_of(size, *resolution, Fraction(2), 40), "meta")
 
 
 def test_the_audio_tower_is_the_smaller_part_of_a_joint_step() -> None:

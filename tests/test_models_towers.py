@@ -102,6 +102,61 @@ def test_weights_of_another_configuration_are_refused(shared: Path, tmp_path: Pa
         VideoTower.from_open_sora(broken, about["config"])
 
 
+def test_other_exports_of_the_same_weights_load(shared: Path, tmp_path: Path) -> None:
+    """Wrapped by a trainer, cast to half precision, without the constant frequencies, with less said in config.json."""
+    weights, about, io = golden(shared)
+    state = load_file(weights)
+    state["rope.freqs"] = Rotary(16).freqs.clone()  # the golden file's are random, the public ones constant
+    save_file(state, tmp_path / "constant.safetensors")
+    single = VideoTower.from_open_sora(tmp_path / "constant.safetensors", about["config"])
+    expected = call(single, io, about)
+    (tmp_path / "constant.safetensors").unlink()
+    short = {key: value for key, value in about["config"].items() if key not in ("qk_norm", "pred_sigma", "patch_size")}
+    more = {"_class_name": "STDiT3", "torch_dtype": "float16", "patch_size": about["config"]["patch_size"]}
+    (tmp_path / "config.json").write_text(json.dumps({"config": {**short, **more}}))
+    extra = {"module.pos_embed.inv_freq": torch.ones(4)}
+    save_file({f"module.{k}": v for k, v in state.items() if k != "rope.freqs"} | extra, tmp_path / "model.safetensors")
+    wrapped = VideoTower.from_open_sora(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), single.parameters(), strict=True))
+    torch.testing.assert_close(wrapped.rope.freqs, single.rope.freqs)
+    for dtype in (torch.float16, torch.bfloat16):
+        save_file({name: tensor.to(dtype) for name, tensor in state.items()}, tmp_path / "model.safetensors")
+        half = VideoTower.from_open_sora(tmp_path)
+        assert all(p.dtype == torch.float32 for p in half.parameters())
+        torch.testing.assert_close(half.rope.freqs, single.rope.freqs)
+        assert (call(half, io, about) - expected).norm() < 0.02 * expected.norm()
+
+
+def call(tower: VideoTower, io: dict[str, Tensor], about: dict[str, Any]) -> Tensor:
+    where = {name: torch.tensor([float(about[name])]) for name in ("fps", "height", "width")}
+    with torch.no_grad():
+        return tower(io["x"], io["timestep"], io["y"], mask=io["mask"], **where)
+
+
+def test_pickled_weights_are_refused_politely(shared: Path, tmp_path: Path) -> None:
+    about = golden(shared)[1]
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(UserError, match=r"only \.safetensors are read"):
+            VideoTower.from_open_sora(path, about["config"])
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match="not an index"):
+        VideoTower.from_open_sora(tmp_path, about["config"])
+
+
+def test_a_ragged_mask_is_the_text_cut_short(shared: Path) -> None:
+    """Each example alone, with its own tokens only, gives what the batch with its padding gave; one mask serves all."""
+    weights, about, io = golden(shared)
+    tower = VideoTower.from_open_sora(weights, about["config"])
+    together = call(tower, io, about)
+    for i, length in enumerate(io["mask"].sum(1).tolist()):
+        one = {name: io[name][i : i + 1] for name in ("x", "timestep")}
+        short = {**one, "y": io["y"][i : i + 1, :, :length], "mask": torch.ones(1, length)}
+        torch.testing.assert_close(call(tower, short, about), together[i : i + 1], atol=1e-5, rtol=1e-4)
+    same = {**io, "mask": io["mask"][:1]}
+    torch.testing.assert_close(call(tower, same, about)[:1], together[:1], atol=1e-5, rtol=1e-4)
+
+
 # -- positions -----------------------------------------------------------------------------------------------------
 
 
