@@ -41,7 +41,17 @@ def original(path: str) -> Original:
     times_s = np.array([float(t) for t in re.findall(rb"pts_time:([-\d.]+)", seen.stderr)])
     frames = np.frombuffer(seen.stdout, np.uint8).reshape(-1, HEIGHT, WIDTH, 3)
     assert len(frames) == len(times_s) > 0
-    sound = ["-map", "0:a:0", "-af", "aresample=async=1:first_pts=0", "-ac", "1", "-ar", str(SAMPLE_RATE)]
+    # Timestamps count: one of the clips has a gap of 36 ms in its sound, which ffmpeg closes unless told otherwise.
+    sound = [
+        "-map",
+        "0:a:0",
+        "-af",
+        "aresample=async=1:first_pts=0:min_hard_comp=0.02",
+        "-ac",
+        "1",
+        "-ar",
+        str(SAMPLE_RATE),
+    ]
     heard = subprocess.run([*command, *sound, "-f", "f32le", "-"], capture_output=True)
     waveform = np.frombuffer(heard.stdout, np.float32)
     return Original(times_s - times_s[0], frames, waveform[round(times_s[0] * SAMPLE_RATE) :])
