@@ -60,7 +60,6 @@ class Saver:
         self.folder, self.ranks, self.keep = folder, ranks, keep
         self.problem = ""
         """Why the latest save failed on this rank, until taken by `take_problem`."""
-        self.blocked_s = 0.0
         self._thread: threading.Thread | None = None
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.first:
@@ -68,7 +67,6 @@ class Saver:
                 shutil.rmtree(stale, ignore_errors=True)
 
     def save(self, engine: Engine, ema: Ema, progress: Progress) -> None:
-        started = time.monotonic()
         self.wait()
         tensors: dict[str, Tensor] = {}
         for piece, average in zip(engine.pieces, ema.values, strict=True):
@@ -81,7 +79,6 @@ class Saver:
         arguments = (tensors, starts, rng, asdict(progress))
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
-        self.blocked_s += time.monotonic() - started
 
     def wait(self) -> None:
         """Until the save under way is committed (or has failed)."""

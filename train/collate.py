@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from syncflow.models.flow import sample_t, shift_ratio
 from syncflow.models.latents import normalise
@@ -144,9 +146,8 @@ def pad_text(texts: list[Tensor], limit: int) -> tuple[Tensor, Tensor]:
     """(B, L, D) and its mask; L is a multiple of 16, so that few shapes occur."""
     lengths = [min(len(text), limit) for text in texts]
     length = max(1, min(limit, -(-max(lengths) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE))
-    padded = torch.zeros(len(texts), length, texts[0].shape[1], dtype=texts[0].dtype)
-    for row, text, n in zip(padded, texts, lengths, strict=True):
-        row[:n] = text[:n]
+    padded = pad_sequence([text[:limit] for text in texts], batch_first=True)
+    padded = pad(padded, (0, 0, 0, length - padded.shape[1]))
     return padded, torch.arange(length) < torch.tensor(lengths)[:, None]
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from syncflow.errors import UserError
 from syncflow.train import guard
 from syncflow.train.checkpoint import Progress, Saver
 from syncflow.train.collate import MicroBatch
@@ -98,8 +99,6 @@ def snapshot(run: Training) -> Progress:
 
 def finish_saving(run: Training) -> None:
     """Wait for the save under way; one that failed ends the job, since nothing would come after it."""
-    from syncflow.errors import UserError
-
     run.saver.wait()
     problems = [problem for problem in everyones(run.saver.take_problem(), run.ranks) if problem]
     if problems:

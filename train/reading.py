@@ -30,7 +30,7 @@ class ShardReader:
         self.dataset = dataset
         self.local = isinstance(dataset.fs, LocalFileSystem)
         self.cache = ShardCache(Path(cache_dir), cache_bytes) if cache_dir and not self.local else None
-        self._files: OrderedDict[str, int] = OrderedDict()
+        self._files: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     def read(self, shard: ShardMarker, place: int) -> StoredSample:
         """The clip at `place` of a shard.
@@ -47,32 +47,36 @@ class ShardReader:
             raise UserError(f"{self.dataset.tar_path(shard)}: {sample.id} cannot be read: {error}") from error
 
     def _members(self, shard: ShardMarker, sample: IndexedSample) -> dict[str, memoryview]:
-        path = self.dataset.tar_path(shard)
         if not self.local and self.cache is None:
             remote = self.dataset.read_members(shard, sample)
             return {extension: memoryview(bytearray(data)) for extension, data in remote.items()}
         # A clip's members lie side by side: one read, and tensors that are views of it.
-        start = min(member.offset for member in sample.members.values())
-        data = memoryview(bytearray(max(member.offset + member.size for member in sample.members.values()) - start))
-        with self.cache.open(self.dataset, shard) if self.cache else nullcontext(self._open(path)) as handle:
-            there = os.preadv(handle, [data], start)
+        start = min([member.offset for member in sample.members.values()])
+        end = max([member.offset + member.size for member in sample.members.values()])
+        data = memoryview(bytearray(end - start))
+        with self.cache.open(self.dataset, shard) if self.cache else nullcontext(self._open(shard)) as handle:
+            os.preadv(handle, [data], start)  # of what is missing, the checksum tells
         members = {}
         for extension, member in sample.members.items():
-            part = data[member.offset - start :][: member.size]
-            if there < member.offset - start + member.size or zlib.crc32(part) != member.crc32:
-                raise UserError(f"{path}: {sample.id}.{extension} is damaged (checksum); preprocess this shard again")
-            members[extension] = part
+            members[extension] = data[member.offset - start : member.offset - start + member.size]
+            if zlib.crc32(members[extension]) != member.crc32:
+                raise UserError(
+                    f"{self.dataset.tar_path(shard)}: {sample.id}.{extension} is damaged (checksum); "
+                    "preprocess this shard again"
+                )
         return members
 
-    def _open(self, path: str) -> int:
-        if path in self._files:
-            self._files.move_to_end(path)
-            return self._files[path]
+    def _open(self, shard: ShardMarker) -> int:
+        key = (shard.bucket, shard.tar)
+        if key in self._files:
+            self._files.move_to_end(key)
+            return self._files[key]
+        path = self.dataset.tar_path(shard)
         try:
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise UserError(f"{path} is missing: restore it, or delete its marker and preprocess again") from None
-        self._files[path] = handle
+        self._files[key] = handle
         if len(self._files) > _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         return handle
@@ -82,17 +86,17 @@ def _tensors(data: memoryview) -> dict[str, Tensor]:
     """The tensors of a safetensors file as views of `data`; the library's `load` copies each twice."""
     length = int.from_bytes(data[:8], "little")
     return {
-        name: torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=8 + length + start).view(shape)
-        for name, dtype, shape, start in _layout(bytes(data[8 : 8 + length]))
+        name: torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start).view(shape)
+        for name, dtype, shape, count, start in _layout(bytes(data[8 : 8 + length]))
     }
 
 
 @lru_cache(maxsize=1024)
-def _layout(header: bytes) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
-    """(name, dtype, shape, first byte) of each tensor. Clips of a bucket differ in their text's length only."""
+def _layout(header: bytes) -> list[tuple[str, torch.dtype, tuple[int, ...], int, int]]:
+    """(name, dtype, shape, elements, first byte) of each tensor; clips of a bucket differ in their text's length."""
     entries = json.loads(header)
     entries.pop("__metadata__", None)
     return [
-        (name, _TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
+        (name, _TYPES[entry["dtype"]], tuple(entry["shape"]), math.prod(entry["shape"]), entry["data_offsets"][0])
         for name, entry in entries.items()
     ]
