@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from syncflow import __version__
 from syncflow.preprocess.config import PreprocessConfig
+from syncflow.preprocess.plan import Surveyed
 from syncflow.preprocess.store import Store
 from syncflow.preprocess.worker import Encoders
 from syncflow.samples import ChannelStats, DatasetCard, Reject, ShardMarker
@@ -28,8 +29,15 @@ class Totals:
     sums: dict[str, list[float]] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
     """By name, of the first clips: for histograms."""
+    durations_s: list[float] = field(default_factory=list)
+    """Of the first sources."""
     tars: dict[str, set[str]] = field(default_factory=dict)
     """Tars that count, by bucket."""
+
+    def add_survey(self, found: Surveyed) -> None:
+        self.durations_s += found.durations_s[: MAX_SCORES - len(self.durations_s)]
+        for name, value in found.seconds.items():
+            self._sum(f"seconds.{name}", [value])
 
     def add(self, marker: ShardMarker) -> None:
         self.kept += len(marker.samples)
@@ -40,9 +48,7 @@ class Totals:
                 known = self.scores.setdefault(name, [])
                 known += values[: MAX_SCORES - len(known)]
                 continue
-            mine = self.sums.setdefault(name, [0.0] * len(values))
-            for i, value in enumerate(values):
-                mine[i] += value
+            self._sum(name, values)
 
     def channel_stats(self, kind: str) -> ChannelStats:
         """Mean and standard deviation per channel of latents drawn from the stored posteriors."""
@@ -50,6 +56,11 @@ class Totals:
         mean = [s / count for s in self.sums[f"{kind}_sum"]]
         var = [max(0.0, q / count - m * m) for q, m in zip(self.sums[f"{kind}_square"], mean, strict=True)]
         return ChannelStats(mean=mean, std=[math.sqrt(v) for v in var])
+
+    def _sum(self, name: str, values: list[float]) -> None:
+        mine = self.sums.setdefault(name, [0.0] * len(values))
+        for i, value in enumerate(values):
+            mine[i] += value
 
     @property
     def hours(self) -> float:
@@ -83,11 +94,13 @@ def by_reason(rejected: Counter[tuple[str, str]]) -> dict[str, int]:
 def write_card(store: Store, config: PreprocessConfig, encoders: Encoders, totals: Totals) -> DatasetCard:
     identities = encoders.identities
     rejected = by_reason(totals.rejected)
+    encoding = ("video_autoencoder", "audio_autoencoder", "text_encoder")
     card = DatasetCard(
         created_by=f"syncflow {__version__}",
         video_autoencoder=identities["video_autoencoder"],
         audio_autoencoder=identities["audio_autoencoder"],
         text_encoder=identities.get("text_encoder"),
+        networks={name: identity for name, identity in identities.items() if name not in encoding},
         fps=config.rate,
         sample_rate=config.sample_rate,
         dtype=config.dtype,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from syncflow import config as configs
+from syncflow.config import Config
 from syncflow.preprocess.config import PreprocessConfig
 from syncflow.preprocess.estimate import estimate
 from syncflow.preprocess.run import Summary, preprocess
@@ -32,11 +33,25 @@ def absolute(config: PreprocessConfig) -> PreprocessConfig:
     changes: dict[str, object] = {
         name: getattr(config, name).located(here) for name in ("video_autoencoder", "audio_autoencoder", "text_encoder")
     }
+    changes["captions"] = _located(config.captions, here)
+    changes["filters"] = _located(config.filters, here)
     for name in ("input", "output"):
         value = getattr(config, name)
         if value and "://" not in value:
             changes[name] = str(here / value)
     return config.model_copy(update=changes)
+
+
+def _located(section: Config, here: Path) -> Config:
+    """A section whose networks' paths are absolute where they name something on this machine."""
+    changes: dict[str, object] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Config):
+            changes[name] = _located(value, here)
+        elif name in ("path", "clip_path") and (here / value).exists():
+            changes[name] = str(here / value)
+    return section.model_copy(update=changes)
 
 
 def report(summary: Summary, config: PreprocessConfig, open_tracker: OpenTracker) -> None:

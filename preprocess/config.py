@@ -44,6 +44,55 @@ class SplitConfig(Config):
     """At most so many clips of one source, the first ones."""
 
 
+class ClipConfig(Config):
+    """How well pictures match the caption, by CLIP: score clip_match, a cosine."""
+
+    on: bool = False
+    path: str = "clip-vit-b32"
+    """A file of weights, or a name of `syncflow weights list`."""
+    architecture: str = "ViT-B-32-quickgelu"
+    """open_clip's name of the network."""
+    frames: int = Field(default=8, gt=0)
+    """Pictures looked at, evenly over the clip."""
+    min_match: float | None = Field(default=None, ge=-1, le=1)
+
+
+class AestheticConfig(Config):
+    """How much people would like the pictures, about 1 to 10, by LAION's head on CLIP: score aesthetic."""
+
+    on: bool = False
+    path: str = "laion-aesthetic-l14"
+    """The head: a file of weights, or a name of `syncflow weights list`."""
+    clip_path: str = "clip-vit-l14"
+    """The CLIP network that the head was trained on."""
+    architecture: str = "ViT-L-14-quickgelu"
+    """open_clip's name of that network."""
+    frames: int = Field(default=4, gt=0)
+    """Pictures looked at, evenly over the clip."""
+    min_score: float | None = None
+
+
+class ClapConfig(Config):
+    """How well the sound matches the caption, by CLAP: score clap_match, a cosine."""
+
+    on: bool = False
+    path: str = "clap-htsat-unfused"
+    """A folder of transformers' weights, a file of laion_clap's, or a name of `syncflow weights list`."""
+    min_match: float | None = Field(default=None, ge=-1, le=1)
+
+
+class SynchformerConfig(Config):
+    """How far the sound lies behind the picture, by Synchformer: scores synchformer_offset_s and _confidence."""
+
+    on: bool = False
+    path: str = "synchformer-audioset"
+    """A file of weights, or a name of `syncflow weights list`."""
+    max_offset_s: float | None = Field(default=None, ge=0)
+    """Largest offset, where it is measured with confidence."""
+    believe_from: float = Field(default=0.5, ge=0, le=1)
+    """Confidence from which a measured offset is believed."""
+
+
 class FiltersConfig(Config):
     """What is measured of each clip and stored with it, and beyond which limits a clip is dropped (none by default)."""
 
@@ -73,6 +122,44 @@ class FiltersConfig(Config):
     """Confidence from which a measured offset or drift is believed."""
     min_sync_confidence: float | None = Field(default=None, ge=0, le=1)
     """Drop clips whose sound and picture do not show a common rhythm."""
+    duplicates: bool = False
+    """Drop clips that repeat an earlier one of the data set, also encoded anew, scaled or a little cropped. Costs one
+    more decoding of every clip."""
+    clip: ClipConfig = ClipConfig()
+    aesthetic: AestheticConfig = AestheticConfig()
+    clap: ClapConfig = ClapConfig()
+    synchformer: SynchformerConfig = SynchformerConfig()
+
+
+class PictureCaptionerConfig(Config):
+    """Says what is seen: any image-text-to-text model of transformers."""
+
+    on: bool = False
+    path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
+    """A folder of weights, or a repository of the Hugging Face hub."""
+    prompt: str = (
+        "These are frames of one short video, in order. Describe in one or two sentences what is seen and what happens."
+    )
+    frames: int = Field(default=8, gt=0)
+    """Pictures shown, evenly over the clip."""
+    max_new_tokens: int = Field(default=96, gt=0)
+
+
+class SoundCaptionerConfig(Config):
+    """Says what is heard: any audio-text-to-text model of transformers (Qwen2-Audio, Audio Flamingo 3, ...)."""
+
+    on: bool = False
+    path: str = "Qwen/Qwen2-Audio-7B-Instruct"
+    """A folder of weights, or a repository of the Hugging Face hub."""
+    prompt: str = "Describe in one sentence what is heard."
+    max_new_tokens: int = Field(default=64, gt=0)
+
+
+class CaptionsConfig(Config):
+    """Captions by models, for clips without one. A part that the manifest gives is kept."""
+
+    video: PictureCaptionerConfig = PictureCaptionerConfig()
+    audio: SoundCaptionerConfig = SoundCaptionerConfig()
 
 
 class RayConfig(Config):
@@ -86,6 +173,9 @@ class RayConfig(Config):
     """CPU cores that a worker takes; its networks use as many threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs that a worker takes (0.5: two share one); 0 encodes on the CPU."""
+
+
+Network = PictureCaptionerConfig | SoundCaptionerConfig | ClipConfig | AestheticConfig | ClapConfig | SynchformerConfig
 
 
 class PreprocessConfig(Config):
@@ -110,8 +200,9 @@ class PreprocessConfig(Config):
     min_audio: float = Field(default=0.5, ge=0, le=1)
     """Share of a clip's sound that its source must really have."""
     missing_caption: Literal["name", "require", "empty"] = "name"
-    """A clip without a caption: `name` takes its label, else the words of its file name; `require` drops it;
-    `empty` keeps it without one."""
+    """A clip that neither the manifest nor a model captions: `name` takes its label, else the words of its file
+    name; `require` drops it; `empty` keeps it without one."""
+    captions: CaptionsConfig = CaptionsConfig()
     split: SplitConfig = SplitConfig()
     filters: FiltersConfig = FiltersConfig()
     video_autoencoder: AutoencoderSpec
@@ -173,6 +264,18 @@ class PreprocessConfig(Config):
         """Samples of sound of a clip in `bucket`."""
         return ticks_in(bucket.num_frames / self.rate, Fraction(self.sample_rate))
 
+    def networks(self) -> dict[str, Network]:
+        """Settings of every network that filters or captions, by dotted name."""
+        captions, filters = self.captions, self.filters
+        return {
+            "captions.video": captions.video,
+            "captions.audio": captions.audio,
+            "filters.clip": filters.clip,
+            "filters.aesthetic": filters.aesthetic,
+            "filters.clap": filters.clap,
+            "filters.synchformer": filters.synchformer,
+        }
+
     def meaning(self) -> dict[str, object]:
         """The settings that decide what ends up in the data set, by dotted name; weights count by their hash."""
         values = self.model_dump(
@@ -183,6 +286,10 @@ class PreprocessConfig(Config):
                 "video_autoencoder", "audio_autoencoder", "text_encoder",
             },
         )  # fmt: skip
+        for name, network in self.networks().items():
+            section, _, key = name.partition(".")
+            kept = network.model_dump(mode="json", exclude={"path", "clip_path"}) if network.on else {"on": False}
+            values[section] = {**values[section], key: kept}
         if self.text == "stored":
             values["text_encoder.max_tokens"] = self.text_encoder.max_tokens
         return _flat(values)

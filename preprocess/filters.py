@@ -20,7 +20,7 @@ FROZEN = 0.1  # mean change of grey level below which a frame repeats the one be
 CLIPPED = 0.999
 
 
-class _Filter:
+class Filter:
     """Scores stored under names of their own, then compared with the limits that are set."""
 
     name = ""
@@ -45,7 +45,7 @@ class _Filter:
             raise MediaError(reason, work.plan.source.uri, f"{score:.4g} is less than {limit:g}")
 
 
-class PictureFilter(_Filter):
+class PictureFilter(Filter):
     """black, frozen: share of frames; motion: mean change of grey level per second."""
 
     name = "filter_picture"
@@ -63,7 +63,7 @@ class PictureFilter(_Filter):
         self.at_least(work, "static", scores["motion"], self.limits.min_motion)
 
 
-class SoundFilter(_Filter):
+class SoundFilter(Filter):
     """loudness_lufs by EBU R128; silent, clipped: share of the sound."""
 
     name = "filter_sound"
@@ -82,7 +82,7 @@ class SoundFilter(_Filter):
         self.at_most(work, "clipped", scores["clipped"], self.limits.max_clipped)
 
 
-class SyncFilter(_Filter):
+class SyncFilter(Filter):
     """How far the sound lies behind the picture; believed only where it is measured with confidence."""
 
     name = "filter_sync"

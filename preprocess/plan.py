@@ -6,6 +6,7 @@ clips, with the same names, in the same shards when it is started again.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -46,8 +47,20 @@ class ClipPlan:
     source: Source
     span: Span
     bucket: str
-    fingerprint: tuple[int, ...] = ()
-    """64-bit hashes of a few of its pictures, where near-duplicates are looked for."""
+    signature: bytes = b""
+    """What copies of it share (signature.py), where near-duplicates are looked for and it can be decoded."""
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What the first round found in some sources."""
+
+    clips: list[ClipPlan] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Spent, by what on."""
+    durations_s: list[float] = field(default_factory=list)
+    """Of the sources that could be read."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +140,25 @@ def parse_source(line: str | bytes) -> Source:
     return _source(json.loads(line))
 
 
-def survey_json(clips: list[ClipPlan], rejects: list[Reject], fingerprint: str) -> bytes:
+def survey_json(found: Surveyed, fingerprint: str) -> bytes:
     rows = [
         {
             "id": clip.id,
             "source": json.loads(source_line(clip.source)),
             "span": [str(clip.span.start_s), str(clip.span.end_s)],
             "bucket": clip.bucket,
-            "fingerprint": list(clip.fingerprint),
+            "signature": base64.b64encode(clip.signature).decode(),
         }
-        for clip in clips
+        for clip in found.clips
     ]
-    dropped = [reject.model_dump() for reject in rejects]
-    return json.dumps({"fingerprint": fingerprint, "clips": rows, "rejects": dropped}).encode()
+    dropped = [reject.model_dump() for reject in found.rejects]
+    seconds = {name: round(value, 4) for name, value in found.seconds.items()}
+    durations = [round(value, 3) for value in found.durations_s]
+    values = {"fingerprint": fingerprint, "clips": rows, "rejects": dropped}
+    return json.dumps({**values, "seconds": seconds, "durations_s": durations}).encode()
 
 
-def parse_survey(data: bytes) -> tuple[list[ClipPlan], list[Reject]]:
+def parse_survey(data: bytes) -> Surveyed:
     values = json.loads(data)
     clips = [
         ClipPlan(
@@ -150,11 +166,12 @@ def parse_survey(data: bytes) -> tuple[list[ClipPlan], list[Reject]]:
             _source(row["source"]),
             Span(Fraction(row["span"][0]), Fraction(row["span"][1])),
             row["bucket"],
-            tuple(row["fingerprint"]),
+            base64.b64decode(row["signature"]),
         )
         for row in values["clips"]
     ]
-    return clips, [Reject.model_validate(row) for row in values["rejects"]]
+    rejects = [Reject.model_validate(row) for row in values["rejects"]]
+    return Surveyed(clips, rejects, values["seconds"], values["durations_s"])
 
 
 def reject(item: Source | ClipPlan, stage: str, reason: str, detail: str = "") -> Reject:

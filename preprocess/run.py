@@ -14,9 +14,11 @@ from syncflow.errors import UserError
 from syncflow.preprocess import card as cards
 from syncflow.preprocess import report
 from syncflow.preprocess.config import PreprocessConfig, RayConfig
+from syncflow.preprocess.duplicates import near_duplicates
 from syncflow.preprocess.encode import identities
 from syncflow.preprocess.job import Job
-from syncflow.preprocess.plan import ClipPlan, Unit, shard_units
+from syncflow.preprocess.networks import check_networks, network_identities
+from syncflow.preprocess.plan import ClipPlan, Unit, reject, shard_units
 from syncflow.preprocess.pool import Pool, open_pool
 from syncflow.preprocess.progress import Progress, say
 from syncflow.preprocess.store import Store, open_store
@@ -65,6 +67,7 @@ def preprocess(
         config = config.model_copy(update={"ray": RayConfig(workers=0)})
     if not config.output:
         raise UserError("--output is missing: give the folder (or URL) the data set is to be written to")
+    check_networks(config)
     began = time.monotonic()
     store = open_store(config.output)
     job = Job(store, config)
@@ -84,19 +87,21 @@ def _run(job: Job, store: Store, config: PreprocessConfig, worker: type[Worker],
     say(f"{job.sources} sources in {config.input}")
     encoders = job.encoders()
     if encoders is not None:
-        job.check_weights(identities(config))
+        job.check_weights({**identities(config), **network_identities(config)})
     finished = encoders is not None and store.read("dataset.json") is not None
     if not finished:
         workers = open_pool(config, config.output, worker)
         try:
             encoders = encoders or job.remember(workers.encoders())
-            _work(job, config, workers, job.shard_fingerprint(encoders))
+            repeats = _work(job, config, workers, job.shard_fingerprint(encoders))
         finally:
             workers.close()
+    else:
+        repeats = _repeats(job, config)
     assert encoders is not None
 
     totals = cards.Totals()
-    cards.write_rejects(store, _rejects(job, store, config, totals), totals)
+    cards.write_rejects(store, _rejects(job, store, config, repeats, totals), totals)
     if not totals.kept:
         raise UserError(f"none of {sum(totals.rejected.values())} clips can be used: {reasons(totals.rejected)}")
     card = cards.write_card(store, config, encoders, totals)
@@ -107,7 +112,8 @@ def _run(job: Job, store: Store, config: PreprocessConfig, worker: type[Worker],
     return Summary(card, totals, time.monotonic() - began, finished)
 
 
-def _work(job: Job, config: PreprocessConfig, pool: Pool, fingerprint: str) -> None:
+def _work(job: Job, config: PreprocessConfig, pool: Pool, fingerprint: str) -> dict[str, str]:
+    """Both rounds; returns the near-duplicates found between them."""
     guard = _Guard(config.max_failed, job.bad_rows)
     with Progress("looking into sources", job.sources) as progress:
 
@@ -117,7 +123,8 @@ def _work(job: Job, config: PreprocessConfig, pool: Pool, fingerprint: str) -> N
 
         pool.run(job.survey_units(), job.fingerprint, surveyed, progress.tick)
 
-    planned = sum(len(clips) for clips, _ in job.surveyed())
+    repeats = _repeats(job, config)
+    planned = sum(len(found.clips) for found in job.surveyed()) - len(repeats)
     guard = _Guard(config.max_failed, 0)
     with Progress("encoding clips", planned) as progress:
 
@@ -125,23 +132,35 @@ def _work(job: Job, config: PreprocessConfig, pool: Pool, fingerprint: str) -> N
             guard.add(done.kept, done.rejects)
             progress.finished(len(unit.clips), done.kept)
 
-        pool.run(_shards(job, config), fingerprint, written, progress.tick)
+        pool.run(_shards(job, config, repeats), fingerprint, written, progress.tick)
+    return repeats
 
 
 def _clips(job: Job) -> Iterator[ClipPlan]:
-    return itertools.chain.from_iterable(clips for clips, _ in job.surveyed())
+    return itertools.chain.from_iterable(found.clips for found in job.surveyed())
 
 
-def _shards(job: Job, config: PreprocessConfig) -> Iterator[Unit]:
-    return shard_units(_clips(job), config.shard_clips)
+def _repeats(job: Job, config: PreprocessConfig) -> dict[str, str]:
+    """Clips that are not made because they repeat an earlier one -> that one."""
+    return near_duplicates(_clips(job)) if config.filters.duplicates else {}
 
 
-def _rejects(job: Job, store: Store, config: PreprocessConfig, totals: cards.Totals) -> Iterator[Reject]:
-    """Everything dropped, in the order of the plan; shards are added to `totals` on the way."""
+def _shards(job: Job, config: PreprocessConfig, repeats: Mapping[str, str]) -> Iterator[Unit]:
+    return shard_units((clip for clip in _clips(job) if clip.id not in repeats), config.shard_clips)
+
+
+def _rejects(
+    job: Job, store: Store, config: PreprocessConfig, repeats: Mapping[str, str], totals: cards.Totals
+) -> Iterator[Reject]:
+    """Everything dropped, in the order of the plan; surveys and shards are added to `totals` on the way."""
     yield from job.row_rejects()
-    for _, rejects in job.surveyed():
-        yield from rejects
-    for marker in cards.markers(store, (unit.marker for unit in _shards(job, config))):
+    for found in job.surveyed():
+        totals.add_survey(found)
+        yield from found.rejects
+    for clip in _clips(job) if repeats else ():
+        if clip.id in repeats:
+            yield reject(clip, "duplicates", "near_duplicate", f"repeats {repeats[clip.id]}")
+    for marker in cards.markers(store, (unit.marker for unit in _shards(job, config, repeats))):
         totals.add(marker)
         yield from marker.rejects
 

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 from syncflow.clock import Span, windows
 from syncflow.media import MediaError, MediaInfo, probe
 from syncflow.preprocess.config import BucketSize, PreprocessConfig
 from syncflow.preprocess.fetch import Fetcher
-from syncflow.preprocess.plan import ClipPlan, Source, clip_id, reject
+from syncflow.preprocess.plan import ClipPlan, Source, Surveyed, clip_id, reject
 from syncflow.preprocess.shots import Shots
+from syncflow.preprocess.signature import signature
+from syncflow.preprocess.work import timed
 from syncflow.samples import Reject
 
 STAGE = "probe"
 
 
-def survey(source: Source, config: PreprocessConfig, fetcher: Fetcher, shots: Shots) -> list[ClipPlan] | Reject:
-    """The clips of one source in order of time, or why there are none."""
+def survey(
+    source: Source, config: PreprocessConfig, fetcher: Fetcher, shots: Shots, found: Surveyed
+) -> list[ClipPlan] | Reject:
+    """The clips of one source in order of time, or why there are none; its length and the time spent go to `found`."""
     try:
-        info = probe(fetcher.local(source.uri))
+        with timed(found.seconds, "probe"):
+            info = probe(fetcher.local(source.uri))
+        found.durations_s.append(float(info.duration_s))
         if info.audio is None:
             raise MediaError("no_audio", info.path, "has no sound")
-        return plan_clips(source, info, config, shots)
+        with timed(found.seconds, "shots"):
+            return plan_clips(source, info, config, shots)
     except MediaError as error:
         return reject(source, STAGE, error.reason, error.detail)
+
+
+def sign(clip: ClipPlan, info: MediaInfo, config: PreprocessConfig) -> ClipPlan:
+    """With its signature; without one where it cannot be decoded, for which the decode stage will drop it."""
+    try:
+        return replace(clip, signature=signature(info, clip.span, config.clip_timeout_s))
+    except MediaError:
+        return clip
 
 
 def plan_clips(source: Source, info: MediaInfo, config: PreprocessConfig, shots: Shots) -> list[ClipPlan]:

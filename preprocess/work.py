@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from syncflow.media import Clip, MediaError
@@ -43,6 +44,11 @@ class Work:
     def decoded(self) -> Clip:
         assert self.clip is not None, "the decode stage comes first"
         return self.clip
+
+    def even_frames(self, count: int) -> np.ndarray:
+        """(count, H, W, 3): pictures evenly over what the source really has of the clip."""
+        frames = self.decoded.frames[: self.decoded.valid_frames]
+        return frames[((np.arange(count) + 0.5) * len(frames) / count).astype(int)]
 
     def sample(self) -> StoredSample:
         clip, source, span = self.decoded, self.plan.source, self.plan.span
@@ -89,16 +95,25 @@ Watch = Callable[[Sequence[str]], AbstractContextManager[None]]
 """Entered while clips with these ids are worked on, so that a crash or a hang is laid at their door."""
 
 
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds what passes within the context to `seconds[name]`."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
 def run_stage(stage: Stage, works: Sequence[Work], watch: Watch, seconds: dict[str, float]) -> None:
     """Send the clips that are still in through a stage; where a batch fails, find out which clip it is."""
     live = [work for work in works if work.reject is None]
     if not live:
         return
-    began = time.perf_counter()
-    for group in [live] if stage.batched else [[work] for work in live]:
-        with watch([work.plan.id for work in group]):
-            _run_group(stage, group)
-    seconds[stage.name] = seconds.get(stage.name, 0.0) + time.perf_counter() - began
+    with timed(seconds, stage.name):
+        for group in [live] if stage.batched else [[work] for work in live]:
+            with watch([work.plan.id for work in group]):
+                _run_group(stage, group)
 
 
 def _run_group(stage: Stage, group: Sequence[Work]) -> None:

@@ -18,18 +18,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
+from syncflow.media import probe
 from syncflow.preprocess import survey
-from syncflow.preprocess.caption import GivenCaption
+from syncflow.preprocess.caption import GivenCaption, caption_stages
 from syncflow.preprocess.config import BucketSize, PreprocessConfig
 from syncflow.preprocess.decode import Decode
 from syncflow.preprocess.encode import Encode
 from syncflow.preprocess.fetch import Fetcher
 from syncflow.preprocess.filters import filter_stages
-from syncflow.preprocess.plan import SURVEY, ClipPlan, Source, Unit, parse_survey, reject, survey_json
+from syncflow.preprocess.learned import match_stages, media_stages
+from syncflow.preprocess.networks import network_identities
+from syncflow.preprocess.plan import SURVEY, ClipPlan, Source, Surveyed, Unit, parse_survey, reject, survey_json
 from syncflow.preprocess.shards import ShardWriter
 from syncflow.preprocess.shots import Shots, make_shots
 from syncflow.preprocess.store import LocalStore, Store, open_store
-from syncflow.preprocess.work import Stage, Work, batches, run_stage
+from syncflow.preprocess.work import Stage, Work, batches, run_stage, timed
 from syncflow.samples import Bucket, EncoderIdentity, Reject, ShardMarker
 
 JOURNAL = "_job/journal"
@@ -85,7 +88,15 @@ class Worker:
         self.store: Store = open_store(output)
         self.fetcher = Fetcher()
         self.encode = Encode()
-        self.stages: list[Stage] = [GivenCaption(), Decode(self.fetcher), *filter_stages(config.filters), self.encode]
+        self.stages: list[Stage] = [
+            GivenCaption(),
+            Decode(self.fetcher),
+            *filter_stages(config.filters),
+            *media_stages(config.filters, self.fetcher),
+            *caption_stages(config.captions),
+            *match_stages(config.filters),
+            self.encode,
+        ]
         self._is_set_up = False
         self._find_shots: Shots | None = None
         self._journal = Journal(self.store)
@@ -102,7 +113,7 @@ class Worker:
             Bucket.model_validate({"name": b.name, **b._asdict(), "video_shape": video, "audio_shape": audio})
             for b, (video, audio) in shapes.items()
         ]
-        return Encoders(self.encode.identities(), tuple(buckets))
+        return Encoders({**self.encode.identities(), **network_identities(self.config)}, tuple(buckets))
 
     def status(self) -> Status:
         ids, seconds = self._journal.oldest()
@@ -130,17 +141,19 @@ class Worker:
             self._is_set_up = True
 
     def _survey(self, unit: Unit, fingerprint: str, trouble: Trouble) -> Outcome:
-        clips: list[ClipPlan] = []
-        rejects: list[Reject] = []
+        found = Surveyed()
         for source in unit.sources:
-            found = self._survey_one(source, trouble)
-            if isinstance(found, Reject):
-                rejects.append(found)
+            clips = self._survey_one(source, trouble, found)
+            if isinstance(clips, Reject):
+                found.rejects.append(clips)
+            elif self.config.filters.duplicates:
+                with timed(found.seconds, "signature"):
+                    found.clips.extend(self._sign(source, clips, trouble))
             else:
-                clips.extend(found)
+                found.clips.extend(clips)
             self._done += 1
-            self._kept += not isinstance(found, Reject)
-        data = survey_json(clips, rejects, fingerprint)
+            self._kept += not isinstance(clips, Reject)
+        data = survey_json(found, fingerprint)
         if not self.store.create(unit.marker, data):
             data = self.store.read(unit.marker) or data
         return outcome(unit, data)
@@ -150,11 +163,21 @@ class Worker:
             self._find_shots = make_shots(self.config.split.shots, self.device)
         return self._find_shots
 
-    def _survey_one(self, source: Source, trouble: Trouble) -> list[ClipPlan] | Reject:
+    def _survey_one(self, source: Source, trouble: Trouble, found: Surveyed) -> list[ClipPlan] | Reject:
         if source.id in trouble.quarantined:
             return reject(source, survey.STAGE, trouble.quarantined[source.id], "killed its workers, or hung")
         with self._journal.watch([source.id]):
-            return survey.survey(source, self.config, self.fetcher, self._shots())
+            return survey.survey(source, self.config, self.fetcher, self._shots(), found)
+
+    def _sign(self, source: Source, clips: list[ClipPlan], trouble: Trouble) -> Iterator[ClipPlan]:
+        """With signatures. A clip that killed workers here goes on without: the decode stage decides about it."""
+        info = probe(self.fetcher.local(source.uri))
+        for clip in clips:
+            if clip.id in trouble.quarantined:
+                yield clip
+            else:
+                with self._journal.watch([clip.id]):
+                    yield survey.sign(clip, info, self.config)
 
     def _shard(self, unit: Unit, fingerprint: str, trouble: Trouble) -> Outcome:
         writer = ShardWriter(self.store, unit.bucket, unit.name)
@@ -167,7 +190,8 @@ class Worker:
                         run_stage(stage, batch, self._journal.watch, seconds)
                 for work in batch:
                     if work.reject is None:
-                        writer.add(work.sample())
+                        with timed(seconds, "write"):
+                            writer.add(work.sample())
                         self._kept += 1
                     else:
                         rejects.append(work.reject)
@@ -266,7 +290,7 @@ def outcome(unit: Unit, done: bytes | ShardMarker) -> Outcome:
     """What a unit's marker says became of it."""
     if unit.kind == SURVEY:
         assert isinstance(done, bytes)
-        clips, rejects = parse_survey(done)
-        return Outcome(SURVEY, len(clips), Counter((r.stage, r.reason) for r in rejects))
+        found = parse_survey(done)
+        return Outcome(SURVEY, len(found.clips), Counter((r.stage, r.reason) for r in found.rejects))
     marker = done if isinstance(done, ShardMarker) else ShardMarker.model_validate_json(done)
     return Outcome(unit.kind, len(marker.samples), Counter((r.stage, r.reason) for r in marker.rejects))
