@@ -239,6 +239,7 @@ class ListTracker:
     def __init__(self) -> None:
         self.param_values: dict[str, object] = {}
         self.tag_values: dict[str, str] = {}
+        self.metrics: list[tuple[int, str, float]] = []
         self.artifacts: list[Path] = []
         self.folder = Path()
         self.closed = False
@@ -248,6 +249,7 @@ class ListTracker:
         return self
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.metrics += [(step, name, value) for name, value in metrics.items()]
         with (self.folder / "spool.jsonl").open("a") as file:
             file.write(json.dumps({"kind": "metrics", "step": step, "values": dict(metrics)}) + "\n")
 

@@ -95,11 +95,13 @@ def load_stages(path: Path, argv: list[str]) -> list:
 
 
 def _dry_run(configs: list) -> int:
-    from syncflow.train.estimate import dry_run
+    from syncflow.train.estimate import check_fits, dry_run
     from syncflow.train.loader import open_source
 
     for config in configs:
-        print(dry_run(config, open_source(config) if config.datasets else None))
+        source = open_source(config) if config.datasets else None
+        print(dry_run(config, source), flush=True)
+        check_fits(config, source)
     return 0
 
 

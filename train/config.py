@@ -49,7 +49,8 @@ class DataConfig(Config):
     text_encoder: TextEncoderSpec = TextEncoderSpec()
     """Embeds the captions of data sets that were preprocessed without (`text: online`)."""
     held_out: int = Field(default=0, ge=0)
-    """So many clips, the last of the largest bucket, are never trained on: validation looks at them."""
+    """So many clips, the last of the largest bucket and at most a quarter of it, are never trained on: validation
+    looks at them."""
     cache_dir: str = ""
     """Where shards of remote data sets are kept; empty reads every clip by range request."""
     cache_gb: float = Field(default=50.0, gt=0)

@@ -8,6 +8,7 @@ Memory of a rank, for P parameters of which T learn, N ranks, w bytes per weight
     average     4·T, divided as the masters are
     activations per clip and token of a block about 34·E·w (16-fold less MLP and attention inputs kept once), all
                 blocks kept; with recomputation 1·E·w per block and one block whole
+    validation  4·P, when there are no activations: the average, whole on each rank
 
 Source: ZeRO (arXiv 1910.02054), section 3; activations: "Reducing Activation Recomputation" (arXiv 2205.05198),
 eq. 2 without the attention matrix, which flash attention does not keep.
@@ -15,7 +16,8 @@ eq. 2 without the attention matrix, which flash attention does not keep.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -27,7 +29,8 @@ from syncflow.models.sizes import lengths_of
 from syncflow.train.config import PARTS, StageConfig
 from syncflow.train.loader import Source
 
-# GiB of memory, peak dense bf16 TFLOP/s. Source: the makers' data sheets; a CPU rank's is a guess for two cores.
+# GiB of memory (cpu: this machine's), peak dense bf16 TFLOP/s. Source: the makers' data sheets; a CPU rank's is a
+# guess for two cores.
 HARDWARE = {
     "a100-40": (40, 312.0),
     "a100": (80, 312.0),
@@ -51,19 +54,23 @@ class Memory:
     optimizer: float
     average: float
     activations: float
+    validation: float
+    """While the activations are not there."""
     offloaded: float
     """In the host's memory."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+        lasting = self.weights + self.gradients + self.optimizer + self.average
+        return lasting + max(self.activations, self.validation)
 
 
 def clip_lengths(config: StageConfig, source: Source | None) -> Lengths:
     """Of the commonest clip of the data, or of a 2 s clip of the size's own resolution."""
     if source is None:
         side = {"nano": 64}.get(config.size, 256)
-        return lengths_of(config.size, side, side, Fraction(2), 40)
+        lengths = lengths_of(config.size, side, side, Fraction(2), 40)
+        return lengths if config.flow.audio_weight else replace(lengths, audio_frames=0)
     bucket = max((b for d in source.datasets for b in d.card.buckets), key=lambda b: b.samples)
     _, frames, rows, cols = bucket.video_shape
     heard = bucket.audio_shape[1] if bucket.audio_shape and config.flow.audio_weight else 0
@@ -124,20 +131,38 @@ def memory(config: StageConfig, parameters: dict[str, int], cost: Cost, lengths:
         activations = sum(size / 34 * blocks for size, blocks in learning) + max(size for size, _ in learning)
     else:
         activations = sum(size * blocks for size, blocks in learning)
-    return Memory(weights, gradients, optimizer, average, micro * activations, offloaded)
+    validation = 4 * every if config.validation.every else 0.0
+    return Memory(weights, gradients, optimizer, average, micro * activations, validation, offloaded)
+
+
+def room_gib(config: StageConfig) -> float:
+    """What a rank has: as told, of the hardware, or its share of this machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    return config.memory_gib or HARDWARE[config.hardware][0] or machine / config.ranks
+
+
+def check_fits(config: StageConfig, source: Source | None) -> None:
+    """
+    Raises:
+        UserError: a rank would need more memory than it has; says what to change.
+    """
+    lengths = clip_lengths(config, source)
+    need = memory(config, count_parameters(config), forward_cost(config.model, lengths), lengths)
+    room = room_gib(config) * _GIB * (1 - _RESERVED)
+    if need.total > room:
+        raise UserError(
+            f"{config.name} needs {need.total / _GIB:,.1f} GiB per rank, {config.hardware} has about "
+            f"{room / _GIB:,.1f} to use: {_advice(config, need)}"
+        )
 
 
 def dry_run(config: StageConfig, source: Source | None) -> str:
-    """The table.
-
-    Raises:
-        UserError: a rank would need more memory than the hardware has; says what to change.
-    """
+    """What it would cost, as a table."""
     lengths = clip_lengths(config, source)
     cost = forward_cost(config.model, lengths)
     parameters = count_parameters(config)
     need = memory(config, parameters, cost, lengths)
-    gib, tflops = HARDWARE[config.hardware]
+    tflops = HARDWARE[config.hardware][1]
     flops = training_flops(config, cost) * config.batch_size * config.steps
     hours = flops / (tflops * 1e12 * config.mfu) / 3600
     tokens = (cost.video_tokens + lengths.audio_frames) * config.batch_size * config.steps
@@ -151,9 +176,9 @@ def dry_run(config: StageConfig, source: Source | None) -> str:
             "  ranks",
             f"{config.world_size} x {config.hardware}, ZeRO-{config.engine.zero_stage} {config.engine.precision}",
         ),
-        ("  memory per rank", f"{need.total / _GIB:,.1f} GiB" + (f" of {gib}" if gib else "")),
+        ("  memory per rank", f"{need.total / _GIB:,.1f} GiB of {room_gib(config):,.0f}"),
     ]
-    for name in ("weights", "gradients", "optimizer", "average", "activations"):
+    for name in ("weights", "gradients", "optimizer", "average", "activations", "validation"):
         rows.append((f"    {name}", f"{getattr(need, name) / _GIB:,.2f} GiB"))
     if need.offloaded:
         rows.append(("    in host memory", f"{need.offloaded / _GIB:,.2f} GiB"))
@@ -170,22 +195,20 @@ def dry_run(config: StageConfig, source: Source | None) -> str:
             f"{hours:,.2f} at {config.mfu:.0%} of {tflops:g} TFLOP/s ({hours / ranks:,.2f} h)",
         ),
     ]
-    room = gib * _GIB * (1 - _RESERVED)
-    if gib and need.total > room:
-        raise UserError(
-            f"{config.name} needs {need.total / _GIB:,.1f} GiB per rank, {config.hardware} has about "
-            f"{room / _GIB:,.1f} to use: {_advice(config, need)}"
-        )
     return "\n".join(f"{left:<20}{right}" for left, right in rows)
 
 
 def _advice(config: StageConfig, need: Memory) -> str:
+    micro = config.micro(config.world_size)[0]
     if need.activations > need.total / 2:
         if not config.engine.activation_checkpointing:
             return "set engine.activation_checkpointing: true"
-        return f"lower micro_batch from {config.micro(config.world_size)[0]}"
+        if micro > 1:
+            return f"lower micro_batch from {micro}"
     if config.engine.zero_stage < 3:
         return f"raise engine.zero_stage from {config.engine.zero_stage} to 3"
     if not config.engine.offload_optimizer and need.optimizer > need.total / 3:
         return "use more ranks, or set engine.offload_optimizer: true"
-    return "use more ranks, or engine.precision: bf16"
+    if config.engine.precision == "fp32":
+        return "use more ranks, or engine.precision: bf16"
+    return "use more ranks, or set validation.every: 0" if need.validation > need.total / 2 else "use more ranks"

@@ -147,22 +147,21 @@ def open_source(
                 streams.append(Stream(_sizes(found), item.weight * sum(_sizes(found)) / total))
                 buckets.append((d, bucket.name))
                 _check_fields(config, dataset, found[0])
-    held_out: list[tuple[int, ShardMarker, int]] = []
-    if config.data.held_out:
-        largest = max(range(len(streams)), key=lambda s: streams[s].samples)
-        if config.data.held_out >= streams[largest].samples:
-            raise UserError(
-                f"data.held_out {config.data.held_out} leaves nothing of the {streams[largest].samples} clips of "
-                f"{datasets[buckets[largest][0]].path}/{buckets[largest][1]} to train on: lower it"
-            )
-        shards[largest], held = _hold_out(shards[largest], config.data.held_out)
-        held_out = [(buckets[largest][0], shard, place) for shard, place in held]
-        streams[largest] = Stream(_sizes(shards[largest]), streams[largest].weight)
+    largest = max(range(len(streams)), key=lambda s: streams[s].samples)
+    held_out = min(config.data.held_out, streams[largest].samples // 4)
+    if config.validation.every and not held_out:
+        raise UserError(
+            f"{datasets[buckets[largest][0]].path} has too few clips to hold some out for validation: give more, or "
+            "set validation.every: 0"
+        )
+    shards[largest], held = _hold_out(shards[largest], held_out)
+    streams[largest] = Stream(_sizes(shards[largest]), streams[largest].weight)
     weights = [item.weight for item in config.datasets]
     video = parent_stats[0] or _pool_stats([d.card.video_stats for d in datasets], weights)
     audio = parent_stats[1] or _pool_stats([d.card.audio_stats for d in datasets], weights)
     assert video is not None  # every data set has pictures
-    return Source(datasets, streams, buckets, shards, held_out, video, audio)
+    held_in = buckets[largest][0]
+    return Source(datasets, streams, buckets, shards, [(held_in, *place) for place in held], video, audio)
 
 
 def _sizes(shards: list[ShardMarker]) -> tuple[int, ...]:

@@ -134,6 +134,7 @@ def model_card(config: StageConfig, source: Source, folder: Path) -> ModelCard:
         num_frames=bucket.num_frames,
         video_stats=source.video_stats,
         audio_stats=source.audio_stats,
+        flow=config.flow,
     )
 
 

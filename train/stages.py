@@ -20,7 +20,7 @@ from syncflow.process import git_commit
 from syncflow.tracker import OpenTracker, Tracker
 from syncflow.train import engine as engines
 from syncflow.train.captions import Captions
-from syncflow.train.checkpoint import Checkpoint, Progress, Saver, find_latest
+from syncflow.train.checkpoint import Progress, Saver, find_latest
 from syncflow.train.config import StageConfig
 from syncflow.train.ema import Ema
 from syncflow.train.engine import Engine, Ranks
@@ -242,8 +242,9 @@ def _opening(
     trained = sum(engines.numel(p) for p in engine.trained.values())
     return (
         f"{'resumes at step ' + str(progress.step) if progress.step else 'starts'}; trains {', '.join(config.trains)} "
-        f"({trained / 1e6:.1f} M parameters) on {clips} clips with {ranks.world_size} ranks, "
-        f"ZeRO-{config.engine.zero_stage} {config.engine.precision} (ready after {seconds:.1f} s)"
+        f"({trained / 1e6:.1f} M parameters) on {clips} clips ({len(source.held_out)} held out) "
+        f"with {ranks.world_size} ranks, ZeRO-{config.engine.zero_stage} {config.engine.precision} "
+        f"(ready after {seconds:.1f} s)"
     )
 
 
@@ -264,6 +265,3 @@ def _flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 def _is_parameter(name: str) -> bool:
     return not name.endswith("rope.freqs")
-
-
-__all__ = ["Checkpoint", "initial_state", "is_done", "open_stage_source", "run_stage"]
