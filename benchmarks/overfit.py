@@ -93,7 +93,7 @@ def train(model: DualDiT, data: dict[str, Tensor], about: dict[str, Tensor], ste
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 

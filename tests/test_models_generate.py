@@ -16,7 +16,7 @@ from torch import Tensor
 
 from syncflow import cli
 from syncflow.errors import UserError
-from syncflow.media import probe
+from syncflow.media import probe, write_wav
 from syncflow.models.checkpoints import CARD, WEIGHTS, load_card, load_model, save_model
 from syncflow.models.generation import Known, generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
@@ -111,6 +111,23 @@ def test_guidance_in_one_batch_equals_two_calls_by_hand() -> None:
         conditional, unconditional = getattr(out[False], name), getattr(out[True], name)
         by_hand = start + unconditional + scale * (conditional - unconditional)
         torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=1e-4)
+
+
+def test_text_is_projected_once_and_guidance_is_one_batch() -> None:
+    """In 4 steps: one call of every text projection altogether, one of the model per step with both captions."""
+    model, calls, batches = random_model(), 0, []
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    for block in [*model.video.spatial_blocks, *model.video.temporal_blocks]:
+        block.cross_attn.kv_linear.register_forward_hook(count)  # type: ignore[union-attr, operator]
+    model.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    where = setting(model)
+    generate_joint(model, where, noise(), time_grid(4), guidance=Guidance())  # type: ignore[arg-type]
+    assert calls == 2 * TINY.video.depth
+    assert batches == [2] * 4
 
 
 def test_known_latents_come_out_as_they_are() -> None:
@@ -262,6 +279,10 @@ def test_command_writes_clips_and_merges_the_manifest(
         (["x", "--steps", "0"], "steps"),
         (["x", "--guidance", "-1"], "must not be negative"),
         (["x", "--video", "nothing.mp4"], "no such file"),
+        (["x", "--begin-with", "nothing.png"], "no such file"),
+        (["x", "--duration", "-1"], "duration must be more than 0"),
+        (["x", "--size", "0x64"], "multiples of 8"),
+        (["x", "--fps", "1000"], "at most 240"),
         (["x", "--prompts", "nothing.txt"], "cannot be read"),
         (["x", "--guidence", "2"], "did you mean --guidance"),
         (["x", "--checkpoint", "nowhere"], "no such model directory"),
@@ -274,6 +295,34 @@ def test_bad_input_is_one_clear_line(
     assert generate(*argv, *checkpoint, "-o", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip()
     assert message in error
+    assert "\n" not in error
+
+
+def test_videos_without_pictures_are_refused(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wav(tmp_path / "sound.wav", np.zeros(16000, dtype=np.float32), 16000)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("this is no video")
+    for name, message in (("sound.wav", "no video stream"), ("empty.mp4", "empty"), ("text.mp4", "not a readable")):
+        for flag in ("--video", "--begin-with"):
+            argv = ["x", flag, tmp_path / name, "--checkpoint", tiny_model_dir, "-o", tmp_path / "out"]
+            assert generate(*argv) == 2
+            error = capsys.readouterr().err.strip()
+            assert message in error
+            assert "\n" not in error
+
+
+def test_damaged_weights_are_one_line_of_the_command(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    state = load_file(folder / WEIGHTS)
+    state["video.t_block.1.weight"][3, 3] = float("nan")
+    save_file(state, folder / WEIGHTS)
+    assert generate("x", "--checkpoint", folder, "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert "video.t_block.1.weight holds NaN" in error
     assert "\n" not in error
 
 

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import T5Config, T5EncoderModel
 
 from syncflow import cli
+from syncflow.media import probe
+from syncflow.models.autoencoders.nano import new_nano_audio_autoencoder
 from syncflow.models.checkpoints import load_card, load_model
+from syncflow.models.flow import shift_ratio
 
 
 def test_imported_model_has_the_public_video_tower(
@@ -44,3 +48,34 @@ def test_imported_model_has_the_public_video_tower(
     assert cli.main(["import", "--weights", str(hub), "-o", str(out)]) == 2
     assert cli.main(["import", "--weights", str(tmp_path), "-o", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_imported_model_generates_with_its_encoders(shared: Path, tmp_path: Path) -> None:
+    """The documented command on the four repositories as the hub lays them out, all small; then a clip."""
+    reference = shared / "reference"
+    about = json.loads((reference / "stdit3_a.json").read_text())
+    tower, pictures = tmp_path / "OpenSora-STDiT-v3", tmp_path / "OpenSora-VAE-v1.2"
+    for folder, name in ((tower, "stdit3_a"), (pictures, "opensora_vae_a")):
+        folder.mkdir()
+        shutil.copy(reference / f"{name}_weights.safetensors", folder / "model.safetensors")
+    (tower / "config.json").write_text(json.dumps(about["config"]))
+    shutil.copy(reference / "opensora_vae_a.json", pictures / "config.json")
+    sound, text = tmp_path / "stable-audio-open-1.0", tmp_path / "t5-v1_1-xxl"
+    new_nano_audio_autoencoder(0).save_pretrained(sound / "vae")
+    shutil.copytree(shared / "weights" / "t5_tokenizer", text)
+    width = about["config"]["caption_channels"]
+    t5 = T5Config(d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu")
+    T5EncoderModel(t5).save_pretrained(text)
+
+    argv = ["--video-autoencoder", pictures, "--audio-autoencoder", sound, "--text-encoder", text, "--weights", tower]
+    argv += ["--size", "nano", "--audio-channels", "8", "--sample-rate", "16000", "-o", tmp_path / "imported"]
+    assert cli.main(["import", *map(str, argv)]) == 0
+    card = load_card(tmp_path / "imported")
+    # Open-Sora's own ratio for 256 x 256 and two chunks of 17 frames: half of the base's side, 10 latent frames.
+    assert shift_ratio(256 * 256, 34, card.flow) == pytest.approx(0.5 * 10**0.5)
+    out = ["--steps", "1", "--size", "32x32", "--duration", "0.5", "-o", tmp_path / "out"]
+    assert cli.main(["generate", "rain on tin", "--checkpoint", str(tmp_path / "imported"), *map(str, out)]) == 0
+    (clip,) = (tmp_path / "out").glob("*.mp4")
+    info = probe(clip)
+    assert (info.width, info.height, info.duration_s) == (32, 32, 0.5)
+    assert info.audio is not None
