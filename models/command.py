@@ -234,7 +234,7 @@ def _identity(pipeline: SyncFlowPipeline, folder: Path) -> str:
     from syncflow.models.checkpoints import WEIGHTS
 
     stat = (folder / WEIGHTS).stat()
-    encoders = [pipeline.video_autoencoder.identity.sha256, pipeline.audio_autoencoder.identity.sha256]
+    encoders = [pipeline.encoders.video.identity.sha256, pipeline.encoders.audio.identity.sha256]
     return f"{stat.st_size} {stat.st_mtime_ns} {pipeline.card.model_dump_json()} {encoders}"
 
 

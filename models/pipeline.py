@@ -6,7 +6,6 @@ prompt and seed give the same bytes whatever else is made beside it.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,25 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from syncflow.clock import LatentGrid, Span
+from syncflow.clock import Span
 from syncflow.errors import UserError
 from syncflow.media import decode_span, probe
-from syncflow.models.autoencoders import AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
-from syncflow.models.beginning import covered, given_frames, read_beginning
+from syncflow.models.autoencoders import AutoencoderSpec
+from syncflow.models.beginning import given_frames
 from syncflow.models.checkpoints import ModelCard, load_model, save_model
 from syncflow.models.d_dit import DualDiT
+from syncflow.models.encoders import Encoders
 from syncflow.models.flow import shift_ratio
-from syncflow.models.generation import Known, Setting, Shown, generate_joint, generate_sound, make_setting
+from syncflow.models.generation import Setting, Shown, generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
-from syncflow.models.latents import denormalise, normalise
 from syncflow.models.prompts import check_prompt
 from syncflow.models.sampler import SOLVERS, time_grid
 from syncflow.models.shapes import Shape, check_shape, choose_shape
-from syncflow.models.text import load_text_encoder
-
-log = logging.getLogger("syncflow")
 
 
 @dataclass
@@ -55,12 +50,9 @@ class SyncFlowPipeline:
         self, model: DualDiT, card: ModelCard, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         self.card = card
-        self.device, self.dtype = torch.device(device), dtype
+        self.device = torch.device(device)
         self.model = model.to(self.device, dtype).eval()
-        self.video_autoencoder = load_video_autoencoder(card.video_autoencoder, self.device)
-        self.audio_autoencoder = load_audio_autoencoder(card.audio_autoencoder, self.device)
-        self.text_encoder = load_text_encoder(card.text_encoder, self.device)
-        self._check_channels()
+        self.encoders = Encoders(card, self.device, dtype)
 
     @classmethod
     def from_pretrained(
@@ -179,7 +171,7 @@ class SyncFlowPipeline:
         if not isinstance(guidance, Guidance):
             guidance = Guidance(video=guidance, audio=guidance)
         shape = self.check(size=size, duration_s=duration_s, fps=fps, video=video, beginning=beginning)
-        noise = self._noise(shape, [seed for _, seed in jobs])
+        noise = self.encoders.noise(shape, [seed for _, seed in jobs])
         times = time_grid(steps, shift_ratio(shape.width * shape.height, shape.num_frames, self.card.flow))
 
         def step(_: int) -> None:
@@ -189,17 +181,17 @@ class SyncFlowPipeline:
         try:
             if video is None:
                 setting = self._setting([prompt for prompt, _ in jobs], shape)
-                known_video, known_audio = (None, None) if beginning is None else self._known(beginning, shape)
+                known_video, known_audio = (None, None) if beginning is None else self.encoders.known(beginning, shape)
                 latents, sound = generate_joint(
                     self.model, setting, noise, times, guidance=guidance, solver=solver, on_step=step,
                     known_video=known_video, known_audio=known_audio,
                 )  # fmt: skip
-                pictures = [self._decode_video(z[None], shape) for z in latents]
+                pictures = [self.encoders.frames(z[None], shape) for z in latents]
             else:
-                frames = self._frames(video, shape)
+                frames = _given_frames(video, shape)
                 setting = self._setting([jobs[0][0]], shape)
                 sound = generate_sound(
-                    self.model, setting, self._encode_video(frames), (noise[0][:1], noise[1]), times,
+                    self.model, setting, self.encoders.video_latents(frames), (noise[0][:1], noise[1]), times,
                     guidance=guidance, solver=solver, shown=shown, on_step=step,
                     fresh=torch.Generator().manual_seed(jobs[0][1]),
                 )  # fmt: skip
@@ -210,7 +202,7 @@ class SyncFlowPipeline:
                 "use another checkpoint"
             ) from None
         return [
-            Generated(pictures[k], shape.fps, self._decode_audio(z[None], shape), self.card.sample_rate, *jobs[k])
+            Generated(pictures[k], shape.fps, self.encoders.waveform(z[None], shape), self.card.sample_rate, *jobs[k])
             for k, z in enumerate(sound)
         ]
 
@@ -233,97 +225,30 @@ class SyncFlowPipeline:
         shape = choose_shape(card, size, duration_s, fps, given)
         if isinstance(video, np.ndarray):
             shape = replace(shape, height=video.shape[1], width=video.shape[2])
-        latent = self.video_autoencoder.latent_shape(shape.num_frames, shape.height, shape.width)
-        check_shape(shape, self.video_autoencoder.spatial_multiple, latent, card.model.video.patch_size)
+        latent = self.encoders.video.latent_shape(shape.num_frames, shape.height, shape.width)
+        check_shape(shape, self.encoders.video.spatial_multiple, latent, card.model.video.patch_size)
         if beginning is not None:
             if video is not None:
                 raise UserError("a video whose sound is wanted has its beginning; give one or the other")
             given_frames(beginning, shape)
         return shape
 
-    def _frames(self, video: str | Path | np.ndarray, shape: Shape) -> np.ndarray:
-        """(T, H, W, 3) uint8 of a given video."""
-        if isinstance(video, np.ndarray):
-            return video[: shape.num_frames]
-        span = Span(Fraction(0), shape.num_frames / shape.fps)
-        return decode_span(video, span, fps=shape.fps, size=(shape.width, shape.height), sample_rate=None).frames
-
-    def _check_channels(self) -> None:
-        model = self.card.model
-        for what, wanted, found in (
-            ("video_autoencoder", model.video.in_channels, self.video_autoencoder.identity.channels),
-            ("audio_autoencoder", model.audio.in_channels, self.audio_autoencoder.identity.channels),
-            ("text_encoder", model.video.caption_channels, self.text_encoder.width),
-        ):
-            if wanted != found:
-                raise UserError(f"{what} has {found} channels where this model was trained with {wanted}")
-
-    def _encode_prompt(self, prompt: str) -> Tensor:
-        states = self.text_encoder.encode([prompt])[0]
-        limit = min(self.card.model.video.model_max_length, self.card.text_encoder.max_tokens)
-        if len(states) >= limit:
-            log.warning("prompt %r is cut at %d tokens", prompt[:40] + "…", limit)
-        return states[:limit].to(self.device, self.dtype)
-
     def _setting(self, prompts: Sequence[str], shape: Shape) -> Setting:
-        texts = [self._encode_prompt(prompt) for prompt in prompts]
+        texts = [self.encoders.text_states(prompt) for prompt in prompts]
         b = len(texts)
-        audio_grid = self.audio_autoencoder.grid(shape.num_samples)
         return make_setting(
-            self.model, texts,
-            self._time(self.video_autoencoder.grid(shape.num_frames, shape.fps), b), self._time(audio_grid, b),
+            self.model, texts, *self.encoders.times(shape, b),
             torch.full((b,), float(shape.fps), device=self.device),
             torch.tensor([[float(shape.height), float(shape.width)]] * b, device=self.device),
         )  # fmt: skip
 
-    def _time(self, grid: LatentGrid, b: int) -> Tensor:
-        return torch.from_numpy(grid.array()).to(self.device).expand(b, -1, -1)
 
-    def _noise(self, shape: Shape, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Standard normal latents, each clip's from a generator of its own on the CPU."""
-        video_shape = self.video_autoencoder.latent_shape(shape.num_frames, shape.height, shape.width)
-        audio_shape = self.audio_autoencoder.latent_shape(shape.num_samples)
-        video, audio = [], []
-        for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            audio.append(torch.randn(audio_shape, generator=generator))
-            video.append(torch.randn(video_shape, generator=generator))
-        return torch.stack(video).to(self.device), torch.stack(audio).to(self.device)
-
-    def _known(self, beginning: str | Path, shape: Shape) -> tuple[Known, Known | None]:
-        """The latents that a clip's beginning decides.
-
-        Raises:
-            UserError: it is shorter than the first latent frame of the video.
-        """
-        given = read_beginning(beginning, shape, self.card.sample_rate)
-        mask = covered(self.video_autoencoder.grid(shape.num_frames, shape.fps), given.end_s).to(self.device)
-        if not mask.any():
-            raise UserError(f"{beginning} is shorter than one latent frame of the video autoencoder; give a longer one")
-        video = Known(self._encode_video(given.frames), mask)
-        if given.waveform is None:
-            return video, None
-        mask = covered(self.audio_autoencoder.grid(shape.num_samples), given.end_s).to(self.device)
-        return video, Known(self._encode_audio(given.waveform), mask)
-
-    def _encode_video(self, frames: np.ndarray) -> Tensor:
-        """(T, H, W, 3) uint8 -> (1, C, T_v, H', W') normalised latents."""
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(3, 0, 1, 2)[None]
-        return normalise(self.video_autoencoder.encode(pixels / 127.5 - 1).mean.float(), self.card.video_stats)
-
-    def _encode_audio(self, waveform: np.ndarray) -> Tensor:
-        """(L,) -> (1, C, T_a) normalised latents."""
-        sound = torch.from_numpy(waveform).to(self.device)[None]
-        return normalise(self.audio_autoencoder.encode(sound).mean.float(), self.card.audio_stats)
-
-    def _decode_video(self, latents: Tensor, shape: Shape) -> np.ndarray:
-        pixels = self.video_autoencoder.decode(denormalise(latents, self.card.video_stats), shape.num_frames)
-        pixels = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0).cpu().numpy()  # (T, H, W, 3)
-
-    def _decode_audio(self, latents: Tensor, shape: Shape) -> np.ndarray:
-        waveform = self.audio_autoencoder.decode(denormalise(latents, self.card.audio_stats), shape.num_samples)
-        return waveform[0].float().clamp(-1, 1).cpu().numpy()
+def _given_frames(video: str | Path | np.ndarray, shape: Shape) -> np.ndarray:
+    """(T, H, W, 3) uint8 of a given video."""
+    if isinstance(video, np.ndarray):
+        return video[: shape.num_frames]
+    span = Span(Fraction(0), shape.num_frames / shape.fps)
+    return decode_span(video, span, fps=shape.fps, size=(shape.width, shape.height), sample_rate=None).frames
 
 
 def _length_s(video: str | Path | np.ndarray, fps: Fraction) -> Fraction:

@@ -43,13 +43,13 @@ def test_a_clip_begins_with_the_frames_and_the_sound_of_a_video(pipeline: SyncFl
         half_second, Span(Fraction(0), probe(half_second).duration_s), fps=Fraction(16), size=None, sample_rate=16000
     )
     pixels = torch.from_numpy(given.frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
-    autoencoder = pipeline.video_autoencoder
+    autoencoder = pipeline.encoders.video
     coded = autoencoder.decode(autoencoder.encode(pixels).mean, 8)[0].permute(1, 2, 3, 0)
     coded = ((coded.clamp(-1, 1) + 1) * 127.5).numpy()
     assert np.abs(clip.frames[:8] - coded).max() <= 1
     assert np.abs(clip.frames[8:] - coded[-1]).mean() > 3
 
-    sound = pipeline.audio_autoencoder
+    sound = pipeline.encoders.audio
     heard = torch.from_numpy(given.waveform)[None]
     again = sound.decode(sound.encode(heard).mean, len(given.waveform))[0].numpy()[:4000]
     # Well before the end of what is given, where the network does not yet see what comes after.
