@@ -76,6 +76,7 @@ def describe(dataset: Dataset) -> str:
         f"video latents by {_encoder(card.video_autoencoder)}",
         f"audio latents by {_encoder(card.audio_autoencoder)}" if card.audio_autoencoder else "no sound",
         f"text by {_encoder(text)}" if text else "text is embedded during training",
+        *(f"{name} by {who.kind} {who.sha256[:12]} ({who.path})" for name, who in card.networks.items()),
     ]
     for bucket in card.buckets:
         shapes = f"video {_shape(bucket.video_shape)}, audio {_shape(bucket.audio_shape or ())}"

@@ -5,6 +5,7 @@ Letters: T frames of H x W pixels, L samples, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from syncflow.clock import Span
 from syncflow.errors import UserError
-from syncflow.media import decode_span, probe
+from syncflow.media import MediaError, decode_span, probe
 from syncflow.models.perception.aesthetic import Aesthetic
 from syncflow.models.perception.clap import LaionClap, TransformersClap
 from syncflow.models.perception.clip import Clip
@@ -26,7 +27,20 @@ from syncflow.preprocess.work import Stage, Work
 from syncflow.samples import first_line
 
 
-class AestheticFilter(Filter):
+class NetworkFilter(Filter):
+    """Called after the stages of one clip each, by one thread, in the order of the list: captions come between."""
+
+    batched = True
+
+    def __call__(self, works: Sequence[Work]) -> None:
+        for work in works:
+            try:
+                self.judge(work)
+            except MediaError as error:
+                work.drop(self.name, error.reason, error.detail)
+
+
+class AestheticFilter(NetworkFilter):
     """aesthetic: the mean over frames of what LAION's head makes of CLIP's features."""
 
     name = "filter_aesthetic"
@@ -53,7 +67,7 @@ class AestheticFilter(Filter):
         self.at_least(work, "unaesthetic", score, self.settings.min_score)
 
 
-class ClipFilter(Filter):
+class ClipFilter(NetworkFilter):
     """clip_match: the mean over frames of the cosine between CLIP's features of frame and caption.
 
     Of the caption, the part that says what is seen is taken, where there is one. Without a caption: no score.
@@ -78,7 +92,7 @@ class ClipFilter(Filter):
             self.at_least(work, "clip_mismatch", score, self.settings.min_match)
 
 
-class ClapFilter(Filter):
+class ClapFilter(NetworkFilter):
     """clap_match: the cosine between CLAP's features of sound and caption, as ClipFilter."""
 
     name = "filter_clap"
@@ -103,7 +117,7 @@ class ClapFilter(Filter):
             self.at_least(work, "clap_mismatch", score, self.settings.min_match)
 
 
-class SynchformerFilter(Filter):
+class SynchformerFilter(NetworkFilter):
     """synchformer_offset_s and synchformer_confidence, from the source at the rates that the network wants.
 
     It looks at 4.8 s around the clip; in a shorter source there is nothing to look at, and no score.

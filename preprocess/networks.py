@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from syncflow.errors import UserError
 from syncflow.models.perception.checkpoints import BACKBONES, locate, tree_hash, weights_home
 from syncflow.models.resolve import identity_hash, resolve
-from syncflow.preprocess.config import AestheticConfig, ClipConfig, PreprocessConfig
+from syncflow.preprocess.config import AestheticConfig, PreprocessConfig
 from syncflow.samples import EncoderIdentity
 
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -53,20 +54,26 @@ def network_identities(config: PreprocessConfig) -> dict[str, EncoderIdentity]:
     Raises:
         UserError: weights that cannot be found or read.
     """
-    networks = config.networks()
     found = {}
     for field, path in _wanted(config):
         where = _find(field, path)
         name = field.removesuffix("_path").removesuffix(".path")
+        kind = name.rsplit(".", 1)[-1]
         if field.startswith("captions."):
+            kind = _model_type(where, field)
             names = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json")
             digest = identity_hash(where, [name for name in names if (where / name).is_file()])
         else:
             digest = tree_hash(where)
-        settings = networks.get(name)
-        kind = settings.architecture if isinstance(settings, ClipConfig | AestheticConfig) else name.split(".")[1]
         found[name] = EncoderIdentity(kind=kind, path=path, sha256=digest, channels=0)
     return found
+
+
+def _model_type(folder: Path, field: str) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text())["model_type"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{field}: {folder} has no config.json that names its model_type") from error
 
 
 def _find(field: str, path: str) -> Path:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
-from syncflow.media import probe
+from syncflow.media import MediaInfo, probe
 from syncflow.preprocess import survey
 from syncflow.preprocess.caption import GivenCaption, caption_stages
 from syncflow.preprocess.config import BucketSize, PreprocessConfig
@@ -148,7 +148,7 @@ class Worker:
                 found.rejects.append(clips)
             elif self.config.filters.duplicates:
                 with timed(found.seconds, "signature"):
-                    found.clips.extend(self._sign(source, clips, trouble))
+                    found.clips.extend(self._sign(probe(self.fetcher.local(source.uri)), clips, trouble))
             else:
                 found.clips.extend(clips)
             self._done += 1
@@ -169,15 +169,13 @@ class Worker:
         with self._journal.watch([source.id]):
             return survey.survey(source, self.config, self.fetcher, self._shots(), found)
 
-    def _sign(self, source: Source, clips: list[ClipPlan], trouble: Trouble) -> Iterator[ClipPlan]:
+    def _sign(self, info: MediaInfo, clips: list[ClipPlan], trouble: Trouble) -> Iterator[ClipPlan]:
         """With signatures. A clip that killed workers here goes on without: the decode stage decides about it."""
-        info = probe(self.fetcher.local(source.uri))
         for clip in clips:
-            if clip.id in trouble.quarantined:
-                yield clip
-            else:
+            if clip.id not in trouble.quarantined:
                 with self._journal.watch([clip.id]):
-                    yield survey.sign(clip, info, self.config)
+                    clip = survey.sign(clip, info, self.config)
+            yield clip
 
     def _shard(self, unit: Unit, fingerprint: str, trouble: Trouble) -> Outcome:
         writer = ShardWriter(self.store, unit.bucket, unit.name)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_perception
 import torch
+from tiny_perception import RATE, a_clip, a_sound, make_work
 
-from syncflow.clock import Span
 from syncflow.errors import UserError
-from syncflow.media import Clip
 from syncflow.models.autoencoders import AutoencoderSpec
 from syncflow.models.perception.captioners import PictureCaptioner, SoundCaptioner
 from syncflow.preprocess.caption import GivenCaption, ModelCaption
-from syncflow.preprocess.config import BucketSize, CaptionsConfig, PreprocessConfig
+from syncflow.preprocess.config import CaptionsConfig, PreprocessConfig
 from syncflow.preprocess.networks import check_networks, network_identities
-from syncflow.preprocess.plan import ClipPlan, Source
 from syncflow.preprocess.work import Work
-
-RATE = 16000
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +27,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_perception.save_qwen2_vl(folder / "qwen2_vl")
     tiny_perception.save_qwen2_audio(folder / "qwen2_audio")
     return folder
-
-
-def a_clip(seed: int, num_frames: int = 4) -> np.ndarray:
-    """(T, 64, 64, 3): a colour of its own with a little noise."""
-    rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 30, (num_frames, 64, 64, 3))
-    return (rng.integers(0, 220, 3) + noise).astype(np.uint8)
-
-
-def a_sound(seed: int, seconds: float = 2.0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * RATE)) / RATE
-    return (0.3 * np.sin(2 * np.pi * rng.uniform(100, 4000) * t) + 0.1 * rng.normal(size=len(t))).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
@@ -65,13 +47,6 @@ def test_an_audio_text_to_text_model_hears_sounds_of_different_lengths(models: P
     said = hear(sounds, RATE)
     assert said == [hear([sound], RATE)[0] for sound in sounds]
     assert len(set(said)) > 1
-
-
-def make_work(seed: int, **said: str) -> Work:
-    span = Span(Fraction(0), Fraction(2))
-    plan = ClipPlan(f"{seed}-0000000", Source(str(seed), f"/dog-barks_{seed}.mp4", **said), span, "64x64x8")  # type: ignore[arg-type]
-    clip = Clip(span, Fraction(4), a_clip(seed, 8), 8, RATE, a_sound(seed), (0, 2 * RATE), ())
-    return Work(plan, BucketSize(64, 64, 8), clip)
 
 
 def make_config(models: Path, video: bool = True, audio: bool = True, **more: object) -> PreprocessConfig:

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 import tiny_perception
 import torch
-from test_preprocess_captions import RATE, a_clip, a_sound, make_work
+from tiny_perception import RATE, a_clip, a_sound, make_work
 
 from syncflow.clock import Span
 from syncflow.errors import UserError
-from syncflow.media import MediaError
 from syncflow.models.autoencoders import AutoencoderSpec
 from syncflow.models.perception.aesthetic import Aesthetic
 from syncflow.models.perception.clap import TransformersClap
 from syncflow.models.perception.synchformer import Synchformer
 from syncflow.models.perception.synchformer_net import SynchformerConfig, SynchformerNetwork
 from syncflow.preprocess import learned
-from syncflow.preprocess.config import PreprocessConfig
+from syncflow.preprocess.config import CaptionsConfig, PreprocessConfig
 from syncflow.preprocess.fetch import Fetcher
 from syncflow.preprocess.learned import around, match_stages, media_stages
 from syncflow.preprocess.networks import check_networks, network_identities
 from syncflow.preprocess.plan import ClipPlan, Source
 from syncflow.preprocess.run import preprocess
 from syncflow.preprocess.work import Work
+from syncflow.preprocess.worker import Worker
 from syncflow.samples import open_dataset
 
 SMALL_SYNC = SynchformerConfig(width=24, blocks=2, heads=2, compare_blocks=1, compare_heads=2, side=32, segments=3)
@@ -147,10 +147,10 @@ def test_the_aesthetic_head_is_the_published_chain(weights: Path, tmp_path: Path
 )
 def test_limits_drop_what_lies_below_them(weights: Path, name: str, limit: str, score: str, reason: str) -> None:
     value = judge(make_config(weights, name), captioned()).scores[score]
-    judge(make_config(weights, name, **{f"{name}_{limit}": value - 0.01}), captioned())
-    with pytest.raises(MediaError) as error:
-        judge(make_config(weights, name, **{f"{name}_{limit}": value + 0.01}), captioned())
-    assert error.value.reason == reason
+    assert judge(make_config(weights, name, **{f"{name}_{limit}": value - 0.01}), captioned()).reject is None
+    dropped = judge(make_config(weights, name, **{f"{name}_{limit}": value + 0.01}), captioned()).reject
+    assert dropped is not None
+    assert dropped.reason == reason
 
 
 def test_what_synchformer_looks_at_lies_around_the_clip_and_in_the_source() -> None:
@@ -183,11 +183,28 @@ def test_synchformer_looks_at_the_source_and_is_believed_where_it_is_sure(
     assert 0 < scores["synchformer_confidence"] <= 1
     said = (1.2, 0.6)
     monkeypatch.setattr(Synchformer, "offset", lambda *_: said)
-    with pytest.raises(MediaError) as error:
-        judge(make_config(weights, "synchformer", synchformer_max_offset_s=0.5), work())
-    assert error.value.reason == "out_of_sync"
-    judge(make_config(weights, "synchformer", synchformer_max_offset_s=1.2), work())
-    judge(make_config(weights, "synchformer", synchformer_max_offset_s=0.5, synchformer_believe_from=0.7), work())
+    dropped = judge(make_config(weights, "synchformer", synchformer_max_offset_s=0.5), work()).reject
+    assert dropped is not None
+    assert dropped.reason == "out_of_sync"
+    for limits in ({"max_offset_s": 1.2}, {"max_offset_s": 0.5, "believe_from": 0.7}):
+        settings = {f"synchformer_{name}": value for name, value in limits.items()}
+        assert judge(make_config(weights, "synchformer", **settings), work()).reject is None
+
+
+def test_captions_are_written_for_what_is_kept_and_then_compared(weights: Path, tmp_path: Path) -> None:
+    config = make_config(weights, "clip", "clap", "aesthetic", "synchformer")
+    captions = CaptionsConfig.model_validate({"video": {"on": True}})
+    stages = Worker(config.model_copy(update={"captions": captions}), str(tmp_path)).stages
+    alone, together = ([s.name for s in stages if s.batched is batched] for batched in (False, True))
+    assert alone == ["caption", "decode", "filter_picture", "filter_sound", "filter_sync"]
+    assert together == [
+        "filter_synchformer",
+        "filter_aesthetic",
+        "caption_models",
+        "filter_clip",
+        "filter_clap",
+        "encode",
+    ]
 
 
 def test_absent_weights_are_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from syncflow.clock import Span
+from syncflow.media import Clip
+from syncflow.preprocess.config import BucketSize
+from syncflow.preprocess.plan import ClipPlan, Source
+from syncflow.preprocess.work import Work
+
+RATE = 16000  # Hz
 WORDS = "a the dog barks man hits drum rain falls on roof water bird sings what is seen heard describe"
 
 
@@ -230,3 +239,23 @@ def save_clap(folder: Path, seed: int = 0) -> Path:
     tokenizer = _tokenizer([], model_max_length=77)
     ClapProcessor(ClapFeatureExtractor(truncation="rand_trunc"), tokenizer).save_pretrained(folder)
     return folder
+
+
+def a_clip(seed: int, num_frames: int = 4) -> np.ndarray:
+    """(T, 64, 64, 3): a colour of its own with a little noise."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 30, (num_frames, 64, 64, 3))
+    return (rng.integers(0, 220, 3) + noise).astype(np.uint8)
+
+
+def a_sound(seed: int, seconds: float = 2.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * RATE)) / RATE
+    return (0.3 * np.sin(2 * np.pi * rng.uniform(100, 4000) * t) + 0.1 * rng.normal(size=len(t))).astype(np.float32)
+
+
+def make_work(seed: int, **said: str) -> Work:
+    span = Span(Fraction(0), Fraction(2))
+    plan = ClipPlan(f"{seed}-0000000", Source(str(seed), f"/dog-barks_{seed}.mp4", **said), span, "64x64x8")  # type: ignore[arg-type]
+    clip = Clip(span, Fraction(4), a_clip(seed, 8), 8, RATE, a_sound(seed), (0, 2 * RATE), ())
+    return Work(plan, BucketSize(64, 64, 8), clip)
