@@ -22,7 +22,7 @@ from syncflow.errors import UserError
 from syncflow.media import printable
 from syncflow.preprocess.config import PreprocessConfig
 from syncflow.preprocess.manifest import read_manifest
-from syncflow.preprocess.plan import ClipPlan, Source, Unit, parse_source, parse_survey, source_line, survey_units
+from syncflow.preprocess.plan import Source, Surveyed, Unit, parse_source, parse_survey, source_line, survey_units
 from syncflow.preprocess.store import Store
 from syncflow.preprocess.worker import Encoders
 from syncflow.samples import Bucket, EncoderIdentity, Reject, first_line
@@ -61,7 +61,7 @@ class Job:
         with self.sources_path.open() as file:
             yield from survey_units(map(parse_source, file), self.sources)
 
-    def surveyed(self) -> Iterator[tuple[list[ClipPlan], list[Reject]]]:
+    def surveyed(self) -> Iterator[Surveyed]:
         """What the first round found, in the order of the manifest."""
         for unit in self.survey_units():
             data = self.store.read(unit.marker)

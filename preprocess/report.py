@@ -42,13 +42,14 @@ def build(dataset: Dataset, totals: Totals, seconds: float) -> str:
         "<h2>Dropped</h2>" + _drops(totals),
         "<h2>Buckets</h2>" + _table(("bucket", "clips"), [(b.name, b.samples) for b in card.buckets]),
         "<h2>Time of the workers</h2>" + _throughput(totals, card.read),
-        "<h2>Scores</h2>" + _histograms(totals),
+        "<h2>Sources</h2>" + _row([histogram("seconds long", totals.durations_s, "sources")]),
+        "<h2>Scores</h2>" + _scores(totals),
         "<h2>Clips</h2>" + _clips(dataset),
     ]
     return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>" + "\n".join(parts)
 
 
-def histogram(name: str, values: Sequence[float]) -> str:
+def histogram(name: str, values: Sequence[float], of: str = "clips") -> str:
     """A figure of bars; the axis says where they begin and end."""
     data = np.asarray(values, dtype=np.float64)
     counts, edges = np.histogram(data, BINS)
@@ -56,7 +57,7 @@ def histogram(name: str, values: Sequence[float]) -> str:
         f'<rect x="{10 * k}" y="{80 - 80 * n / counts.max():.1f}" width="9" height="{80 * n / counts.max():.1f}"/>'
         for k, n in enumerate(counts)
     )
-    middle = f"median {np.median(data):.3g}, {len(data)} clips"
+    middle = f"median {np.median(data):.3g}, {len(data)} {of}"
     return (
         f'<figure><svg width="{10 * BINS}" height="80">{bars}</svg><br><small>{edges[0]:.3g} … {edges[-1]:.3g}</small>'
         f"<figcaption><b>{html.escape(name)}</b> {middle}</figcaption></figure>"
@@ -79,10 +80,12 @@ def _throughput(totals: Totals, read: int) -> str:
     return _table(("stage", "worker seconds", "clips/s of one worker"), rows)
 
 
-def _histograms(totals: Totals) -> str:
-    figures = [
-        histogram(name.removeprefix("score."), values) for name, values in sorted(totals.scores.items()) if values
-    ]
+def _scores(totals: Totals) -> str:
+    scores = sorted(totals.scores.items())
+    return _row([histogram(name.removeprefix("score."), values) for name, values in scores if values])
+
+
+def _row(figures: Sequence[str]) -> str:
     return f'<div class="row">{"".join(figures)}</div>' if figures else "<p>None were measured.</p>"
 
 
