@@ -324,11 +324,10 @@ def main() -> None:
         return
     found: dict[str, dict[str, float]] = {}
     for name in [*args.towers, "generation"]:
-        made = (
-            measure_generation(device, args.repeat)
-            if name == "generation"
-            else measure_tower(name, device, args.repeat)
-        )
+        if name == "generation":
+            made = measure_generation(device, args.repeat)
+        else:
+            made = measure_tower(name, device, args.repeat, args.compile)
         found[name] = made
         for what, value in made.items():
             sign, target = TARGETS.get(what, ("", None))
