@@ -220,7 +220,8 @@ def test_the_report_shows_drops_scores_and_clips(made: tuple[Summary, Path]) -> 
     page = (made[1] / "report.html").read_text()
     assert "12 clips, 24 s, of 12 read" in page
     assert page.count("<video") == 6
-    assert all(f"<b>{name}</b>" in page for name in ("motion", "loudness_lufs", "sync.offset_ms"))
+    assert all(f"<b>{name}</b>" in page for name in ("seconds long", "motion", "loudness_lufs", "sync.offset_ms"))
+    assert all(f"<td>{name}</td>" in page for name in ("probe", "shots", "decode", "filter_sync", "encode", "write"))
 
 
 def test_a_dry_run_estimates_what_the_job_then_gives(

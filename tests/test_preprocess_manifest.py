@@ -14,6 +14,7 @@ from syncflow.preprocess.manifest import read_manifest
 from syncflow.preprocess.plan import (
     ClipPlan,
     Source,
+    Surveyed,
     clip_id,
     parse_source,
     parse_survey,
@@ -149,7 +150,8 @@ def test_plans_survive_being_written_down(tmp_path: Path) -> None:
     assert parse_source(source_line(source)) == source
     clip = ClipPlan("a-0000333", source, Span(Fraction(1, 3), Fraction(7, 3)), "64x64x32", (1, 2))
     reject = Reject(id="b", source="s", stage="probe", reason="no_audio")
-    assert parse_survey(survey_json([clip], [reject], "f")) == ([clip], [reject])
+    found = Surveyed([clip], [reject], {"probe": 0.5}, [2.5])
+    assert parse_survey(survey_json(found, "f")) == found
 
 
 def test_units_hold_every_clip_once_and_one_bucket_each() -> None:
