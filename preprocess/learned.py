@@ -101,7 +101,9 @@ class ClapFilter(NetworkFilter):
         self.settings = config.filters.clap
         path = weights_file(self.settings.path, "filters.clap.path")
         try:
-            self.clap = (TransformersClap if path.is_dir() else LaionClap)(path, device=device)
+            self.clap: TransformersClap | LaionClap = (
+                TransformersClap(path, device=device) if path.is_dir() else LaionClap(path, device=device)
+            )
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"filters.clap.path: {path} cannot be read as CLAP: {first_line(error)}") from error
 

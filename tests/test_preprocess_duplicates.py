@@ -18,10 +18,10 @@ from syncflow.media import ffmpeg_path, probe
 from syncflow.models.autoencoders import AutoencoderSpec
 from syncflow.preprocess.config import FiltersConfig, PreprocessConfig
 from syncflow.preprocess.duplicates import alike, near_duplicates
-from syncflow.preprocess.plan import ClipPlan, Source, Surveyed, parse_survey, survey_json
+from syncflow.preprocess.plan import ClipPlan, Source, Surveyed, Unit, parse_survey, survey_json
 from syncflow.preprocess.run import preprocess
 from syncflow.preprocess.signature import BYTES, PARTS, SAMPLE_RATE, picture_bits, signature, sound_bits
-from syncflow.preprocess.worker import Worker
+from syncflow.preprocess.worker import Outcome, Trouble, Worker
 from syncflow.samples import open_dataset
 
 ENCODED = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "30", "-c:a", "aac", "-b:a", "64k"]
@@ -229,24 +229,24 @@ def test_a_job_counts_its_duplicates_and_names_what_they_repeat(
         preprocess(everything, with_copies, tmp_path / "out", pool="inline")
 
 
-class Dies(Worker):
-    """Ends at a clip, as a kill would: nothing of the unit under way is committed."""
+def dies_at(key: str) -> type[Worker]:
+    """A worker that ends at a unit, as a kill would: nothing of it is committed."""
 
-    last = ""
+    class Dies(Worker):
+        def run(self, unit: Unit, fingerprint: str, attempt: str, trouble: Trouble) -> Outcome:
+            if unit.key == key:
+                raise KeyboardInterrupt
+            return super().run(unit, fingerprint, attempt, trouble)
 
-    def run(self, unit, fingerprint, attempt, trouble):  # type: ignore[no-untyped-def]
-        if unit.key == self.last:
-            raise KeyboardInterrupt
-        return super().run(unit, fingerprint, attempt, trouble)
+    return Dies
 
 
 @pytest.mark.parametrize("last", ["survey-000001", "shard-64x64x32-000000", "shard-64x64x32-000001"])
 def test_a_job_ended_anywhere_ends_with_the_same_data_set(
     config: PreprocessConfig, with_copies: Path, tmp_path: Path, last: str
 ) -> None:
-    worker = type("DiesHere", (Dies,), {"last": last})
     with pytest.raises(KeyboardInterrupt):
-        preprocess(config, with_copies, tmp_path / "out", pool="inline", worker=worker)
+        preprocess(config, with_copies, tmp_path / "out", pool="inline", worker=dies_at(last))
     summary = preprocess(config, with_copies, tmp_path / "out", pool="inline")
     assert (summary.card.read, summary.card.kept) == (7, 5)
     assert [name[-10:] for name in ids(tmp_path / "out")] == [f"a{k}-0000000" for k in range(5)]
