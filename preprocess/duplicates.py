@@ -66,7 +66,7 @@ def _moments_of_one_file(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which of the (M, S) signatures are of copies of the (S,) one: near in every part that says something."""
+    """Which of the (M, S) signatures are of copies of the (S,) one: near in every part that says something, if any."""
     near = np.ones(len(others), bool)
     total, parts = np.zeros(len(others)), np.zeros(len(others), int)
     for name, (distance, bits) in distances(one, others).items():
@@ -74,7 +74,7 @@ def alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
         near &= (distance <= FARTHEST[name]) | ~says
         total += distance * says
         parts += says
-    return near & (total <= FARTHEST_MEAN[parts] * parts)
+    return near & (parts > 0) & (total <= FARTHEST_MEAN[parts] * parts)
 
 
 def distances(one: np.ndarray, others: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:

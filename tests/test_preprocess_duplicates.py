@@ -140,6 +140,8 @@ def test_moments_of_one_file_are_never_duplicates_and_a_clip_without_signature_n
     assert near_duplicates([*moments, again]) == {"b-0": "a-0"}
     unknown = clip_of(np.zeros(0, np.uint8), "c-0", "c")
     assert near_duplicates([unknown, unknown]) == {}
+    dark_and_silent = [clip_of(np.zeros(BYTES, np.uint8), f"{file}-0", file) for file in "de"]
+    assert near_duplicates(dark_and_silent) == {}
     same_file_again = clip_of(row, "other-id-0", "a", 0)
     assert near_duplicates([*moments, same_file_again]) == {"other-id-0": "a-0"}
 
