@@ -1,10 +1,11 @@
 """What training costs beside the arithmetic: ratios measured in one run, so that a busy machine hurts both sides.
 
-    python benchmarks/training.py [--steps 20] [--clips 512] [-o results.json] [--only loader,step,checkpoint]
+    python benchmarks/training.py [--steps 20] [--clips 512] [-o results.json] [--only loader,step,ranks,checkpoint]
 
 - loader: clips/s of our loader against raw pread + decode of the same clips, and against WebDataset one by one;
-- step: a nano step of each stage split into data, forward, backward, optimizer (with its communication); the share of
-  waiting for data with one worker; what stage 2 costs beside stage 3 at equal batch;
+- step: a nano step of each stage split into data, forward, backward and optimizer; the share of waiting for data with
+  one worker; what stage 2 costs beside stage 3 at equal batch;
+- ranks: the same of stage 3 on two ranks, and how much of it its collectives take;
 - checkpoint: how long a save blocks the step, beside how long it takes.
 """
 
@@ -14,21 +15,24 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import safetensors.torch
 import torch
 from train_data import write_dataset
 
-from syncflow.samples import open_dataset, unpack
+from syncflow.samples import open_dataset
 from syncflow.train import engine as engines
 from syncflow.train.checkpoint import Progress, Saver
+from syncflow.train.collate import MicroBatch
 from syncflow.train.config import StageConfig, load_stage
 from syncflow.train.ema import Ema
 from syncflow.train.loader import MicroBatches, training_batches
@@ -42,15 +46,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--only", default="loader,step,checkpoint")
+    parser.add_argument("--only", default="loader,step,ranks,checkpoint")
+    parser.add_argument("--rank-on", type=Path, help=argparse.SUPPRESS)  # one of the ranks of `ranks`
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.rank_on:
+        rank(args.rank_on, args.steps)
+        return
     results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder) / "set", clips=args.clips, per_shard=64, frames=32)
         if "loader" in args.only:
             results["loader"] = loader(dataset)
+        if "ranks" in args.only:
+            results["ranks"] = two_ranks(dataset, args.steps)
         if "step" in args.only or "checkpoint" in args.only:
             ranks = engines.start_ranks(_stage("1_video", dataset))
             if "step" in args.only:
@@ -62,9 +72,9 @@ def main() -> None:
         args.output.write_text(json.dumps(results, indent=2))
 
 
-def _stage(name: str, dataset: Path, *flags: str) -> StageConfig:
-    flags = ("--data.path", str(dataset), "--init-from", "", "--ranks", "1", "--micro-batch", "4", *flags)
-    return load_stage(ROOT / "configs" / "nano" / f"{name}.yaml", [*flags, "--batch-size", "4"])
+def _stage(name: str, dataset: Path, *flags: str, batch_size: int = 4) -> StageConfig:
+    given = ["--data.path", str(dataset), "--init-from", "", "--batch-size", str(batch_size), "--micro-batch", "4"]
+    return load_stage(ROOT / "configs" / "nano" / f"{name}.yaml", [*given, "--ranks", "1", *flags])
 
 
 def loader(dataset: Path) -> dict[str, float]:
@@ -75,15 +85,18 @@ def loader(dataset: Path) -> dict[str, float]:
     reader = ShardReader(source.datasets[0])
     shards = source.datasets[0].shards
     clips = len(open_dataset(str(dataset)))
+    files = {shard.tar: os.open(source.datasets[0].tar_path(shard), os.O_RDONLY) for shard in shards}
     picks = [pick for step in range(clips // 4) for pick in batches.order.at(step)]
 
     def raw() -> int:
-        """pread + decode of the very clips that the loader's batches are made of, in the same order."""
+        """pread + decode, by the libraries, of the very clips that the loader's batches are made of, in their order."""
         for pick in picks:
             shard = shards[pick.shard]
-            sample = shard.samples[pick.place]
-            handle = reader._open(source.datasets[0].tar_path(shard))
-            unpack({ext: os.pread(handle, m.size, m.offset) for ext, m in sample.members.items()})
+            handle = files[shard.tar]
+            members = shard.samples[pick.place].members
+            data = {ext: os.pread(handle, m.size, m.offset) for ext, m in members.items()}
+            json.loads(data["json"])
+            safetensors.torch.load(data["safetensors"])
         return len(picks)
 
     def read() -> int:
@@ -93,7 +106,7 @@ def loader(dataset: Path) -> dict[str, float]:
         return len(picks)
 
     def ours() -> int:
-        """Whole batches: read, checked, drawn, normalised, padded, with t and noise."""
+        """Whole batches: read, checked, stacked, padded, with masks, t and seeds."""
         for k in range(clips // 4):
             batches[k]
         return clips // 4 * 4
@@ -110,8 +123,10 @@ def loader(dataset: Path) -> dict[str, float]:
         short = config.model_copy(
             update={"steps": clips // 4, "data": config.data.model_copy(update={"workers": 1, "prefetch": 8})}
         )
-        return sum(len(step[0].batch.ids) for step in training_batches(short, source, 0, 1, 0))
+        return sum(len(step[0].ids) for step in training_batches(short, source, 0, 1, 0))
 
+    for k in range(clips // 4):
+        batches.order.at(k)  # shuffles are made once per window of an epoch
     rates = _in_turns([raw, read, ours, webdataset, ours_one_worker])
     return {
         **{f"{name}_clips_per_s": rate for name, rate in rates.items()},
@@ -122,7 +137,7 @@ def loader(dataset: Path) -> dict[str, float]:
 
 
 def _decode(members: dict) -> object:
-    return unpack({"json": members["json"], "safetensors": members["safetensors"]})
+    return json.loads(members["json"]), safetensors.torch.load(members["safetensors"])
 
 
 def _in_turns(works: list[Callable[[], int]], rounds: int = 3) -> dict[str, float]:
@@ -148,27 +163,57 @@ def steps(dataset: Path, ranks: engines.Ranks, n: int) -> dict[str, object]:
         split[name] = []
     for _ in range(n):
         for name, (engine, batches) in made.items():
-            at = [time.perf_counter()]
-            [example] = next(batches)
-            at.append(time.perf_counter())
-            loss, _, _ = engine.engine(example.to(ranks.device))
-            at.append(time.perf_counter())
-            engine.engine.backward(loss)
-            at.append(time.perf_counter())
-            engine.gradient_squares()
-            engine.update(1e-4, skip=False)
-            at.append(time.perf_counter())
-            split[name].append([b - a for a, b in itertools.pairwise(at)])
-    medians = {}
-    for name, rows in split.items():
-        parts = torch.tensor(rows[2:]).median(0).values.tolist()
-        medians[name] = dict(zip(("data", "forward", "backward", "optimizer"), parts, strict=True))
-        medians[name]["step"] = sum(parts)
+            split[name].append(_one_step(engine, batches))
+    medians = {name: _medians(rows) for name, rows in split.items()}
     return {
         **medians,
         "data_wait_share": medians["3_joint"]["data"] / medians["3_joint"]["step"],
         "stage_2_of_stage_3": medians["2_audio"]["step"] / medians["3_joint"]["step"],
     }
+
+
+def _one_step(engine: engines.Engine, batches: Iterator[list[MicroBatch]]) -> list[float]:
+    at = [time.perf_counter()]
+    [batch] = next(batches)
+    at.append(time.perf_counter())
+    loss, _, _ = engine.engine(batch.to(engine.ranks.device).draw())
+    at.append(time.perf_counter())
+    engine.engine.backward(loss)
+    at.append(time.perf_counter())
+    engine.gradient_squares()
+    engine.update(1e-4, skip=False)
+    at.append(time.perf_counter())
+    return [b - a for a, b in itertools.pairwise(at)]
+
+
+def _medians(rows: list[list[float]]) -> dict[str, float]:
+    parts = torch.tensor(rows[2:]).median(0).values.tolist()
+    return {**dict(zip(("data", "forward", "backward", "optimizer"), parts, strict=True)), "step": sum(parts)}
+
+
+def two_ranks(dataset: Path, n: int) -> dict[str, float]:
+    """Stage 3 on two ranks of one core each, 4 clips each."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    done = subprocess.run(
+        [*torchrun, "--rank-on", str(dataset), "--steps", str(n)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def rank(dataset: Path, n: int) -> None:
+    from syncflow.models.d_dit import DualDiT
+
+    config = _stage("3_joint", dataset, "--data.workers", "1", "--ranks", "2", batch_size=8)
+    ranks = engines.start_ranks(config)
+    engine = engines.Engine(DualDiT(config.model), config, ranks)
+    batches = training_batches(config, open_stage_source(config), ranks.rank, 2, 0)
+    rows = [_one_step(engine, batches) for _ in range(n)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        profiled = sum(sum(_one_step(engine, batches)) for _ in range(5))
+    collectives = sum(e.time_range.elapsed_us() for e in profile.events() if e.name.startswith("gloo:")) / 1e6
+    if ranks.first:
+        print(json.dumps({**_medians(rows), "collectives_of_step": collectives / profiled}))
+    engines.stop_ranks()
 
 
 def checkpoint(dataset: Path, ranks: engines.Ranks, folder: Path) -> dict[str, float]:

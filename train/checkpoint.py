@@ -60,6 +60,7 @@ class Saver:
         self.folder, self.ranks, self.keep = folder, ranks, keep
         self.problem = ""
         """Why the latest save failed on this rank, until taken by `take_problem`."""
+        self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.first:
@@ -68,17 +69,21 @@ class Saver:
 
     def save(self, engine: Engine, ema: Ema, progress: Progress) -> None:
         self.wait()
-        tensors: dict[str, Tensor] = {}
         for piece, average in zip(engine.pieces, ema.values, strict=True):
             if piece.owner and piece.master.numel():
                 for kind, value in zip(KINDS, (piece.master, *piece.moments, average), strict=True):
-                    # A copy even where the value is on the CPU already: training goes on in the original.
-                    tensors[f"{kind}/{piece.name}"] = value.detach().to("cpu", copy=True)
+                    self._copy(f"{kind}/{piece.name}", value.detach())
         starts = {piece.name: piece.start for piece in engine.pieces if piece.owner}
         rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
-        arguments = (tensors, starts, rng, asdict(progress))
+        arguments = (self._copies, starts, rng, asdict(progress))
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
+
+    def _copy(self, name: str, value: Tensor) -> None:
+        """Training goes on in the original. The copies' memory is kept: to get it anew takes longer than to copy."""
+        if name not in self._copies:
+            self._copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        self._copies[name].copy_(value)
 
     def wait(self) -> None:
         """Until the save under way is committed (or has failed)."""
