@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,9 +18,9 @@ from syncflow.eval.clips import ClipFile, content_hash
 from syncflow.eval.loudness import integrated_loudness
 from syncflow.files import write_whole
 from syncflow.media import MediaError, MediaInfo, decode_span, ffmpeg_path, probe
-from syncflow.sync import align_curves, audio_onsets, impact_strength, motion_energy, motion_peaks, onset_strength
+from syncflow.sync import audio_onsets, impact_strength, motion_energy, motion_peaks, sound_against
 
-REVISION = 2
+REVISION = 3
 """Raise when a measure changes, so that kept results of an older one are not used."""
 _ENVELOPE_POINTS = 400
 _DECODE_S = 120
@@ -88,7 +87,7 @@ def measure_clip(clip: ClipFile) -> ClipMeasures:
     offset_s, confidence = 0.0, 0.0
     onsets_s = audio_onsets(waveform, rate)
     if len(onsets_s):
-        offset_s, confidence = align_curves(impact_strength(frames, fps), onset_strength(waveform, rate), duration_s)
+        offset_s, confidence = sound_against(impact_strength(frames, fps), waveform, rate, duration_s)
     parts = np.array_split(np.abs(waveform), min(_ENVELOPE_POINTS, len(waveform)))
     return ClipMeasures(
         sha256=content_hash(clip.path),
@@ -155,8 +154,3 @@ def measure_cached(clip: ClipFile, cache: Path | None) -> ClipMeasures:
     cache.mkdir(parents=True, exist_ok=True)
     write_whole(kept, json.dumps(asdict(measures), allow_nan=False))
     return measures
-
-
-def as_known(times_s: Sequence[float] | None, measures: ClipMeasures) -> tuple[list[float], bool]:
-    """Visible events of a clip and whether they are known rather than seen."""
-    return (list(times_s), True) if times_s is not None else (measures.impacts_s, False)

@@ -16,6 +16,10 @@ from syncflow.sync import align_events, match_events
 TOLERANCES_MS = (40, 80, 160)
 HEADLINE_MS = 80
 """Tolerance of the precision, recall and F1 that are reported first."""
+MEASURABLE = 0.2
+"""Confidence from which an offset read off the pictures counts; below it a clip has no measurable rhythm."""
+KNOWN_MEASURABLE = 0.3
+"""The same where visible times are known: one sound that may belong to any of several sights does not reach it."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,19 @@ class Events:
     audio_s: Sequence[float]
     offset_ms: float
     confidence: float
-    """0: there is nothing to tell the offset by."""
+    """0: there is nothing to tell the offset by, or not clearly enough."""
 
 
 def known_events(visual_s: Sequence[float], audio_s: Sequence[float], duration_s: float) -> Events:
     """Events whose visible times are known: the offset is the one that explains the sounds best."""
     best = align_events(visual_s, audio_s, duration_s)
-    return Events(visual_s, audio_s, best.offset_s * 1000, best.confidence)
+    confidence = best.confidence if best.confidence >= KNOWN_MEASURABLE else 0.0
+    return Events(visual_s, audio_s, best.offset_s * 1000, confidence)
+
+
+def seen_events(visual_s: Sequence[float], audio_s: Sequence[float], offset_ms: float, confidence: float) -> Events:
+    """Events whose visible times are guessed from motion, with an offset that counts only where it is clear."""
+    return Events(visual_s, audio_s, offset_ms, confidence if confidence >= MEASURABLE else 0.0)
 
 
 def hits(events: Events, tolerance_ms: float) -> int:

@@ -8,6 +8,7 @@ is late. Letters: T frames, H height, W width, L samples, B bands, D directions.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,6 +34,8 @@ _FAINT = 0.02
 _ONSET_GAP_S = 0.06
 _SILENT = 1e-4
 """Peak amplitude below which there is nothing to hear (-80 dB of full scale)."""
+_CUT_IN_S = 0.05
+"""A sound that cuts in later than this seems to begin with an onset, for about as long."""
 _GRID_HZ = 100
 _EVENT_SPREAD_S = 0.03
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -271,26 +274,76 @@ def _explained(visual: np.ndarray, audio: np.ndarray, offset_s: float, duration_
 
 
 def align_curves(
-    visual: tuple[np.ndarray, np.ndarray], audio: tuple[np.ndarray, np.ndarray], duration_s: float
+    visual: tuple[np.ndarray, np.ndarray],
+    audio: tuple[np.ndarray, np.ndarray],
+    duration_s: float,
+    heard_s: tuple[float, float] = (0.0, math.inf),
 ) -> tuple[float, float]:
     """(offset in s, confidence) at which two curves over time correlate best, within ±1 s.
 
-    Both are put on a 10 ms grid; at each lag Pearson's r is taken over what overlaps. The confidence is how far
-    the best r stands out from what other lags reach.
+    Both are put on a 10 ms grid; at each lag Pearson's r is taken over what overlaps, at least half the clip, small
+    offsets are preferred by `1 - |lag| / 8 s`, and the answer is the summit of r itself, between grid points. The
+    confidence is how far the best r stands out from what lags more than 0.1 s away reach.
+
+    Args:
+        visual, audio: times in s and values.
+        heard_s: the part of the clip in which there is sound; what lies outside says nothing about timing.
     """
     grid_s = np.arange(0.0, duration_s, 1 / _GRID_HZ)
     v, a = (_on_grid(grid_s, *curve) for curve in (visual, audio))
+    heard = ((grid_s >= heard_s[0]) & (grid_s <= heard_s[1])).astype(float)
     most = min(round(MAX_OFFSET_S * _GRID_HZ), len(grid_s) // 2)
-    if most < 2 or v.std() < 1e-9 or a.std() < 1e-9:
+    if most < 2 or v.std() < 1e-9 or a.std() < 1e-9 or not heard.any():
         return 0.0, 0.0
     lags = np.arange(-most, most + 1)
-    fit = np.array([_pearson(v[max(0, -k) : len(v) - max(0, k)], a[max(0, k) : len(a) - max(0, -k)]) for k in lags])
-    weighted = fit * (1 - np.abs(lags) / (8 * most))
+    fit = _correlation(v, a, heard, most)
+    weighted = fit * (1 - np.abs(lags) / (8 * _GRID_HZ * MAX_OFFSET_S))
     best = int(np.argmax(weighted))
-    far = np.abs(lags - lags[best]) > 0.1 * _GRID_HZ
-    rival = float(weighted[far].max(initial=0.0))
-    confidence = float(np.clip(weighted[best], 0, 1) * np.clip((weighted[best] - rival) / 0.2, 0, 1) ** 0.5)
-    return float((lags[best] + _vertex(weighted, best)) / _GRID_HZ), confidence
+    rival = float(weighted[np.abs(lags - lags[best]) > 0.1 * _GRID_HZ].max(initial=0.0))
+    margin = weighted[best] - rival
+    confidence = float(np.clip(weighted[best], 0, 1) * np.clip(margin / 0.2, 0, 1) ** 0.5)
+    while 0 < best < 2 * most and max(fit[best - 1], fit[best + 1]) > fit[best]:
+        best += 1 if fit[best + 1] > fit[best - 1] else -1
+    return float((lags[best] + _vertex(fit, best)) / _GRID_HZ), confidence
+
+
+def _correlation(v: np.ndarray, a: np.ndarray, heard: np.ndarray, most: int) -> np.ndarray:
+    """Pearson's r of v(t) with a(t + lag) over the t where a is heard, for lags -most … most (2 most + 1,).
+
+    0 where less than half of the curves overlap. A variance counts as a fifth of the whole curve's at least, so
+    that an overlap in which nothing happens cannot fit by its noise.
+    """
+
+    def at_lags(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return signal.correlate(y, x, mode="full")[len(x) - 1 - most : len(x) + most]
+
+    a, everywhere = a * heard, np.ones(len(v))
+    n = at_lags(everywhere, heard)
+    usable = n >= 0.49 * len(v)
+    n = np.maximum(n, 1.0)
+    sum_v, sum_a = at_lags(v, heard), at_lags(everywhere, a)
+    spread_v = np.maximum(at_lags(v * v, heard) - sum_v**2 / n, 0.2 * n * v.var())
+    spread_a = np.maximum(at_lags(everywhere, a * a) - sum_a**2 / n, 0.2 * n * a.var())
+    return np.where(usable, (at_lags(v, a) - sum_v * sum_a / n) / np.sqrt(spread_v * spread_a), 0.0)
+
+
+def sound_against(
+    visual: tuple[np.ndarray, np.ndarray], waveform: np.ndarray, sample_rate: int, duration_s: float
+) -> tuple[float, float]:
+    """(seconds by which the sound is late, confidence) of a (L,) mono waveform against a curve of visible impacts.
+
+    Digital silence before and after the sound is no evidence, nor is the moment at which a sound that begins
+    late cuts in.
+    """
+    loud = np.flatnonzero(np.abs(waveform) > _SILENT)
+    if len(loud) < 2 * _WINDOW_S * sample_rate:
+        return 0.0, 0.0
+    first_s, last_s = loud[0] / sample_rate, loud[-1] / sample_rate
+    times_s, strength = onset_strength(waveform, sample_rate)
+    if first_s > _CUT_IN_S:
+        first_s += _CUT_IN_S
+        strength = np.where(times_s < first_s, 0.0, strength)
+    return align_curves(visual, (times_s, strength), duration_s, (first_s, last_s))
 
 
 def _on_grid(grid_s: np.ndarray, times_s: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -304,12 +357,6 @@ def _on_grid(grid_s: np.ndarray, times_s: np.ndarray, values: np.ndarray) -> np.
     else:
         on_grid = np.interp(grid_s, times_s, values, left=0.0, right=0.0)
     return ndimage.gaussian_filter1d(on_grid, 0.03 * _GRID_HZ)
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 1e-12 else 0.0
 
 
 def measure_offset(frames: np.ndarray, fps: Fraction | float, waveform: np.ndarray, sample_rate: int) -> SyncMeasure:
@@ -329,7 +376,7 @@ def measure_offset(frames: np.ndarray, fps: Fraction | float, waveform: np.ndarr
         return SyncMeasure(offset_ms=0.0, confidence=0.0, method=method)
     visual = impact_strength(frames, fps)
     duration_s = min(len(frames) / float(fps), len(waveform) / sample_rate)
-    offset_s, confidence = align_curves(visual, onset_strength(waveform, sample_rate), duration_s)
+    offset_s, confidence = sound_against(visual, waveform, sample_rate, duration_s)
     visual_s = _peaks(*visual, fps)
     pairs = match_events(visual_s + offset_s, audio_s, 0.1)
     drift = 0.0
