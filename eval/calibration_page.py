@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from syncflow.files import write_whole
+
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 300, 150, 46, 8, 8, 26
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5d6672; --line: #dfe3e8; --card: #f7f8fa;
@@ -31,23 +33,31 @@ def write_page(result: dict[str, Any], path: Path) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>SyncFlow calibration</title>',
         f"<style>{_STYLE}</style></head><body><h1>Calibration</h1>",
         f'<p class="soft">{result["clips"]} clips, visible events {escape(result["events"])}, seed {result["seed"]}, '
-        f"SyncFlow {escape(result['version'])}. Mean over clips with its 95 % interval. “Told from” is the smallest "
-        "damage from which on the paired change of the metric excludes 0; monotonicity is Spearman's rank "
-        "correlation of damage with change.</p>",
+        f"SyncFlow {escape(result['version'])}{', ' + escape(result['network']) if result['network'] else ''}.</p>",
+        '<p class="soft">Curves: mean over clips, with its 95 % interval. <b>Sees 40</b>: from an amount of 40 on, the '
+        "change against the same clips undamaged is more than chance (its 95 % interval leaves out 0). "
+        "<b>Order</b>: Spearman's rank correlation of damage with change; 1 where more damage always shows more. "
+        "<b>Moves</b>: largest mean change, in standard deviations of the metric over undamaged clips. Distances of "
+        "network features are to the undamaged clips themselves, so they start at 0 and no change is chance.</p>",
     ]
     for name, damage in result["damages"].items():
         title = f'{escape(name.replace("_", " "))} <span class="soft">{escape(damage["axis"])}</span>'
         parts.append(f'<h2>{title}</h2><div class="row">')
         for metric, curve in damage["metrics"].items():
-            told = "never told" if curve["smallest"] is None else f"told from {curve['smallest']:g}"
-            order = "" if curve["monotone"] is None else f" · monotone {curve['monotone']:.2f}"
-            label = f'<b>{escape(metric.replace("_", " "))}</b> <span class="soft">{told}{order}</span>'
+            facts = []
+            if "smallest" in curve:
+                facts.append("does not see it" if curve["smallest"] is None else f"sees {curve['smallest']:g}")
+            if curve["monotone"] is not None:
+                facts.append(f"order {curve['monotone']:.2f}")
+            if curve.get("sensitivity") is not None:
+                facts.append(f"moves {curve['sensitivity']:.1f} sd")
+            label = f'<b>{escape(metric.replace("_", " "))}</b> <span class="soft">{" · ".join(facts)}</span>'
             drawing = _curve(damage["amounts"], curve["points"])
             parts.append(f"<figure>{drawing}<figcaption>{label}</figcaption></figure>")
         parts.append("</div>")
     for failure in result["failed"]:
         parts.append(f'<p class="soft">{escape(failure["clip"])}: {escape(failure["detail"])}</p>')
-    path.write_text("".join([*parts, "</body></html>"]), encoding="utf-8")
+    write_whole(path, "".join([*parts, "</body></html>"]))
 
 
 def _curve(amounts: Sequence[float], points: Sequence[Sequence[float | None] | None]) -> str:

@@ -24,8 +24,8 @@ class EvaluateConfig(Config):
     """
 
     generated: tuple[Path, ...]
-    """Folders of videos, one per system, shown side by side. A manifest.jsonl or manifest.csv inside may give
-    `uri, caption, events_s` (times of visible impacts in seconds)."""
+    """Folders of videos, DIR or NAME=DIR, one per system, shown side by side. A manifest.jsonl or manifest.csv inside
+    may give `uri, caption, events_s` (times of visible impacts in seconds)."""
     reference: Path | None = None
     """Folder of real videos: the ceiling, and the reference set of distances. Clips pair by file name."""
     captions: Path | None = None
@@ -38,12 +38,16 @@ class EvaluateConfig(Config):
     """Folder to write."""
     workers: int = Field(default=0, ge=0)
     """Processes; 0 takes one per core. The numbers do not depend on it."""
+    ray: str = ""
+    """Do the work of big sets on a Ray cluster: auto, host:port, or local to start Ray here with --workers workers.
+    Every node must see the folders and the weights under the same paths."""
     seed: int = 0
     """Of the bootstrap and of the shuffled baseline."""
     resamples: int = Field(default=1000, ge=0)
     """Bootstrap draws behind each interval."""
     shuffled: bool = True
-    """Also judge every picture with the sound of another clip: what chance gives."""
+    """Also judge every picture with the sound of another clip: what chance gives; and, where captions have several
+    clips, with the sound of another clip of its caption: what sound made from the caption alone gives."""
     shown: int = Field(default=48, ge=0)
     """Clips with players in the report, first by name."""
     against: Path | None = None

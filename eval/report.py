@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from syncflow.eval.figure import timeline, whisker
 from syncflow.eval.onset_offset import clip_f1
 from syncflow.eval.scores import ClipScore, Score
-from syncflow.files import replacing
+from syncflow.files import replacing, write_whole
 
 if TYPE_CHECKING:
     from syncflow.eval.command import EvaluateConfig
-    from syncflow.eval.run import Evaluation, JudgedSet
+    from syncflow.eval.outputs import Evaluation, JudgedSet
 
 EMBED_BYTES = 2_000_000
 EMBED_TOTAL_BYTES = 48_000_000
@@ -80,7 +80,7 @@ def write_report(result: Evaluation, config: EvaluateConfig) -> None:
         protocols=_protocols(judged),
         protocol=result.protocol,
     )
-    (config.output / "report.html").write_text(page, encoding="utf-8")
+    write_whole(config.output / "report.html", page)
 
 
 def _table(sets: list[JudgedSet]) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ import numpy as np
 from syncflow.eval import onset_offset
 from syncflow.eval.av_align import av_align
 from syncflow.eval.clips import ClipFile
-from syncflow.eval.measure import ClipMeasures, as_known
-from syncflow.eval.onset_offset import Events, known_events
+from syncflow.eval.measure import ClipMeasures
+from syncflow.eval.onset_offset import Events, known_events, seen_events
 from syncflow.eval.protocol import Protocol, describe
 from syncflow.eval.statistics import FEW_CLIPS, Interval, bootstrap_mean, derangement
 
@@ -70,11 +70,12 @@ class ClipScore:
 
 
 def score_clip(clip: ClipFile, measures: ClipMeasures) -> ClipScore:
-    visual_s, known = as_known(clip.events_s, measures)
+    known = clip.events_s is not None
+    visual_s = measures.impacts_s if clip.events_s is None else list(clip.events_s)
     if known:
         events = known_events(visual_s, measures.onsets_s, measures.duration_s)
     else:
-        events = Events(visual_s, measures.onsets_s, measures.offset_ms, measures.offset_confidence)
+        events = seen_events(visual_s, measures.onsets_s, measures.offset_ms, measures.offset_confidence)
     notes = [
         note
         for note, holds in {
@@ -82,6 +83,7 @@ def score_clip(clip: ClipFile, measures: ClipMeasures) -> ClipScore:
             "static": measures.motion < STILL,
             "no visible event": not visual_s,
             "no onset heard": not measures.onsets_s,
+            "no measurable rhythm": bool(visual_s and measures.onsets_s) and events.confidence == 0,
         }.items()
         if holds
     ]
@@ -90,16 +92,32 @@ def score_clip(clip: ClipFile, measures: ClipMeasures) -> ClipScore:
 
 
 def shuffled(scores: Sequence[ClipScore], seed: int) -> list[ClipScore]:
-    """Every picture with the sound of another clip of the set: what chance gives."""
+    """Every picture with the sound of another clip of the set: what chance gives.
+
+    Seen impacts lend no offset: it comes from curves that only a clip's own sound was held against.
+    """
     mixed = []
     for seen, other in zip(scores, derangement(len(scores), seed), strict=True):
         heard = scores[other].measures
         within = [t for t in heard.onsets_s if t < seen.measures.duration_s]
         published = [t for t in heard.published_onsets_s if t < seen.measures.duration_s]
-        events = known_events(seen.events.visual_s, within, seen.measures.duration_s)
+        events = Events(seen.events.visual_s, within, 0.0, 0.0)
+        if seen.events_known:
+            events = known_events(seen.events.visual_s, within, seen.measures.duration_s)
         aligned = av_align(published, seen.measures.published_peaks_s, seen.measures.fps)
         mixed.append(ClipScore(seen.clip, seen.measures, events, seen.events_known, aligned, seen.notes))
     return mixed
+
+
+def same_caption(scores: Sequence[ClipScore], seed: int) -> list[ClipScore]:
+    """Every picture with the sound of another clip of its caption: what a cascade reaches whose sound is made from
+    the caption alone. Clips that share their caption with no other are left out."""
+    by_caption: dict[str, list[ClipScore]] = {}
+    for score in scores:
+        if score.clip.caption:
+            by_caption.setdefault(score.clip.caption, []).append(score)
+    groups = [group for group in by_caption.values() if len(group) > 1]
+    return [mixed for group in groups for mixed in shuffled(group, seed)]
 
 
 def score_av_align(scores: Sequence[ClipScore], seed: int, resamples: int) -> dict[str, Score]:

@@ -1,4 +1,4 @@
-"""Clips over processes: the same results in the same order for any number of workers."""
+"""Clips over processes or a Ray cluster: the same results in the same order for any number of workers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,27 @@ _PLAIN_EVERY_S = 5.0
 
 
 def map_clips(
-    measure: Callable[..., R], clips: Sequence[ClipFile], arguments: tuple[Any, ...], workers: int, what: str
+    measure: Callable[..., R],
+    clips: Sequence[ClipFile],
+    arguments: tuple[Any, ...],
+    workers: int,
+    what: str,
+    ray: str = "",
 ) -> tuple[list[R | None], list[Failure]]:
-    """`measure(clip, *arguments)` for every clip; None and a `Failure` for each that cannot be measured."""
+    """`measure(clip, *arguments)` for every clip; None and a `Failure` for each that cannot be measured.
+
+    Args:
+        ray: address of a Ray cluster to do it on, see `on_ray`; else `workers` processes of this machine.
+    """
     results: list[R | None] = [None] * len(clips)
     failures: dict[int, Failure] = {}
-    for index, outcome in progress(_outcomes(measure, clips, arguments, workers), len(clips), what):
+    if ray and clips:
+        from syncflow.eval import on_ray
+
+        outcomes = on_ray.outcomes(attempt, measure, clips, arguments, workers, ray)
+    else:
+        outcomes = _outcomes(measure, clips, arguments, workers)
+    for index, outcome in progress(outcomes, len(clips), what):
         if isinstance(outcome, Failure):
             failures[index] = outcome
         else:
@@ -37,7 +52,6 @@ def _outcomes(
     measure: Callable[..., R], clips: Sequence[ClipFile], arguments: tuple[Any, ...], workers: int
 ) -> Iterator[tuple[int, R | Failure]]:
     if workers <= 1 or len(clips) <= 1:
-        _one_thread()
         yield from ((index, attempt(measure, clip, arguments)) for index, clip in enumerate(clips))
         return
     pending = set(range(len(clips)))
@@ -60,7 +74,7 @@ def _outcomes(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
 def _one_thread() -> None:
@@ -71,6 +85,7 @@ def _one_thread() -> None:
 
 
 def attempt(measure: Callable[..., R], clip: ClipFile, arguments: tuple[Any, ...]) -> R | Failure:
+    _one_thread()
     try:
         return measure(clip, *arguments)
     except MediaError as error:

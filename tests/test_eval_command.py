@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,57 @@ def test_distance_of_sounds_with_real_weights(late: Path, impacts_dir: Path, sha
     assert metrics["is_efficientat"]["protocol"]["backbone"].startswith("efficientat-mn04:899a8c621706")
     run(*arguments, "-o", tmp_path)
     assert results(tmp_path)["late"]["metrics"] == metrics
+
+
+def test_systems_side_by_side_under_names(late: Path, impacts_dir: Path, tmp_path: Path) -> None:
+    """Two folders of one name get names; sets of other lengths are judged, and said not to be comparable."""
+    folder = tmp_path / "late"
+    folder.mkdir()
+    for index in range(2):
+        clip = render_clip(4, index, duration_s=Fraction(3))
+        write_mp4(folder / f"other{index}.mp4", clip.frames, clip.fps, clip.waveform, clip.sample_rate)
+    out = tmp_path / "out"
+    run("--generated", f"ours={late}", folder, "--reference", impacts_dir, "-o", out, "--workers", 1)
+    sets = results(out)
+    assert {"ours", "late", "ours, sound shuffled", "late, sound shuffled"} <= set(sets)
+    warnings = json.loads((out / "metrics.json").read_text())["warnings"]
+    assert any("ours and late may not be compared" in warning and "duration" in warning for warning in warnings)
+    assert any("no clip of late has a reference of the same name" in warning for warning in warnings)
+
+
+def test_sound_of_the_same_caption_is_the_cascade(impacts_dir: Path, tmp_path: Path) -> None:
+    """Where captions have several clips each: other sound of the same caption, which is not in time."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    rows = [json.loads(row) for row in (impacts_dir / "manifest.jsonl").read_text().splitlines()[:5]]
+    for row, caption in zip(rows, ("one", "one", "two", "two", "alone"), strict=True):
+        row["caption"] = caption
+        shutil.copyfile(impacts_dir / row["uri"], folder / row["uri"])
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run("--generated", folder, "-o", tmp_path / "out", "--workers", 1)
+    sets = results(tmp_path / "out")
+    blind = sets["pairs, sound of same caption"]
+    assert blind["clips"] == 4
+    assert blind["metrics"]["onset_f1"]["value"] < 0.7 < sets["pairs"]["metrics"]["onset_f1"]["value"]
+
+
+def test_numbers_reach_mlflow(late: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    from syncflow.infra.tracking import open_tracker
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    out = tmp_path / "out"
+    argv = ["--generated", str(late), "-o", str(out), "--workers", "1", "--tracking.uri", uri]
+    assert main(argv, open_tracker) == 0
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'syncflow'")
+    (found,) = client.search_runs([experiment.experiment_id])
+    told = results(out)["late"]["metrics"]
+    assert found.data.metrics["late/onset_offset"] == pytest.approx(told["onset_offset"]["value"])
+    assert found.data.metrics["late/av_align"] == pytest.approx(told["av_align"]["value"])
+    assert {"metrics.json", "clips.csv", "report.html"} <= {f.path for f in client.list_artifacts(found.info.run_id)}
 
 
 @pytest.mark.parametrize(

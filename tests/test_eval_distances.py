@@ -131,3 +131,18 @@ def test_shuffling_moves_every_clip() -> None:
         order = derangement(n, seed=n)
         assert sorted(order) == list(range(n))
         assert all(order != np.arange(n))
+
+
+def test_distances_and_score_are_those_of_torch_fidelity() -> None:
+    """What torch-fidelity 0.4.0 gives for these features: `fid_statistics_to_metric`, `kernel_mmd` with the cubic
+    kernel, and `isc_features_to_metric` without shuffling."""
+    i, j = np.arange(64)[:, None], np.arange(10)[None]
+    a = np.sin(1.7 * i + 0.9 * j * j) + 0.05 * j
+    b = np.cos(1.1 * i * (j + 1)) * 1.2 + 0.3
+    assert frechet_distance(a, b) == pytest.approx(7.434338106174688, abs=1e-6)
+    assert frechet_distance(a[:6], b) == pytest.approx(7.67760662222721, abs=1e-6)
+    assert polynomial_mmd(a, b) == pytest.approx(0.45901200973220346, abs=1e-9)
+    exponentials = np.exp(4 * a)
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    assert inception_score(probabilities) == pytest.approx((2.337604787945863, 0.0), abs=1e-9)
+    assert inception_score(probabilities, splits=4) == pytest.approx((2.3280505996684613, 0.0214706766636), abs=1e-9)
