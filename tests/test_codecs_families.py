@@ -17,6 +17,7 @@ import transformers
 from syncflow.errors import UserError
 from syncflow.models.autoencoders import AUDIO, VIDEO, AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
 from syncflow.models.autoencoders.nano import new_nano_audio_autoencoder, new_nano_video_autoencoder
+from syncflow.models.autoencoders.oobleck import fold
 
 FPS = Fraction(16)
 
@@ -202,7 +203,7 @@ def test_oobleck_std_is_a_standard_deviation(tmp_path):
     net.save_pretrained(tmp_path)
     waveform = torch.randn(1, 4000) * 0.1
     with torch.no_grad():
-        mean, s = net.eval().encoder(waveform[:, None]).chunk(2, dim=1)
+        mean, s = net.eval().encoder(fold(waveform, net.config.audio_channels)).chunk(2, dim=1)
     posterior = load_audio_autoencoder(AutoencoderSpec(kind="oobleck", path=str(tmp_path))).encode(waveform)
     torch.testing.assert_close(posterior.mean, mean)
     torch.testing.assert_close(posterior.std, torch.log1p(s.exp()) + 1e-4)
