@@ -21,6 +21,17 @@ def text_similarity(frames: np.ndarray, text: np.ndarray) -> float:
     return float(cosine(frames, np.broadcast_to(text, frames.shape)).mean())
 
 
+def clip_iqa(frames: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """CLIP-IQA: how much likelier (T, D) frames are the first of (2, D) prompts, "Good photo." and "Bad photo.".
+
+    `1 / (1 + exp(100 (cos(frame, bad) - cos(frame, good))))`, (T,).
+    Source: Wang et al., "Exploring CLIP for assessing the look and feel of images", 2023; here with the usual CLIP
+    network (the paper's has no positions).
+    """
+    good, bad = (cosine(frames, np.broadcast_to(prompt, frames.shape)) for prompt in prompts)
+    return 1 / (1 + np.exp(100 * (bad - good)))
+
+
 def avh_score(frames: np.ndarray, audio: np.ndarray) -> float:
     """AVHScore: mean cosine of (T, D) frames to the (D,) embedding of the whole sound.
 

@@ -27,6 +27,21 @@ MEASURED = {
     "loudness": "integrated loudness (LUFS, BS.1770-4)",
     "motion": "mean change of grey level from frame to frame",
 }
+
+
+def _tagged(name: str, backbone: str, extractor: str) -> dict[str, FeatureMetric]:
+    """The three metrics of a network that tags sounds."""
+    return {
+        f"fd_{name}": FeatureMetric("Fréchet distance of sound", backbone, extractor, "frechet", "embedding"),
+        f"kl_{name}": FeatureMetric(
+            "KL of sound classes to the reference of the same name", backbone, extractor, "kl", "probabilities", "nats"
+        ),
+        f"is_{name}": FeatureMetric(
+            "inception score of sound classes", backbone, extractor, "inception", "probabilities", "", "higher"
+        ),
+    }
+
+
 _IMAGEBIND = ("imagebind-huge", "ImageBind")
 FEATURES = {
     "fad_efficientat": FeatureMetric("Fréchet distance of sound", "efficientat-mn04", "Tagger", "frechet", "embedding"),
@@ -53,9 +68,21 @@ FEATURES = {
     "clip_score": FeatureMetric(
         "caption against frames", "clip-vit-b32", "OpenClip", "text", "frames", "cosine", "higher"
     ),
-    "fd_passt": FeatureMetric("Fréchet distance of sound", "passt-s", "ScriptAudio", "frechet", "embedding"),
-    "fd_panns": FeatureMetric("Fréchet distance of sound", "panns-cnn14", "ScriptAudio", "frechet", "embedding"),
-    "fad_vggish": FeatureMetric("Fréchet distance of sound", "vggish", "ScriptAudio", "frechet", "embedding"),
+    "clip_iqa": FeatureMetric(
+        'CLIP-IQA of frames, "Good photo." against "Bad photo."',
+        "clip-vit-b32",
+        "OpenClip",
+        "mean",
+        "quality",
+        "probability",
+        "higher",
+    ),
+    "aesthetic": FeatureMetric(
+        "LAION's aesthetic score of frames", "laion-aesthetic-l14", "Aesthetic", "mean", "scores", "of 10", "higher"
+    ),
+    **_tagged("passt", "passt-s", "Passt"),
+    **_tagged("panns", "panns-cnn14-16k", "Cnn14"),
+    "fad_vggish": FeatureMetric("Fréchet distance of sound", "vggish", "Vggish", "frechet", "windows"),
     "fvd_i3d": FeatureMetric("Fréchet distance of pictures", "i3d-k400", "I3d", "frechet", "embedding"),
     "kvd_i3d": FeatureMetric("kernel distance of pictures", "i3d-k400", "I3d", "kernel", "embedding"),
     "fvd_videomae": FeatureMetric(

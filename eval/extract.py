@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from syncflow.clock import Span
-from syncflow.eval.across import javis_windows
+from syncflow.eval.across import clip_iqa, javis_windows
 from syncflow.eval.clips import ClipFile
 from syncflow.media import MediaError, decode_span, probe
-from syncflow.models.perception import clap, imagebind, synchformer
-from syncflow.models.perception.checkpoints import WeightsUnavailable
+from syncflow.models.perception import aesthetic, clap, efficientat, imagebind, panns, passt, synchformer, vggish
+from syncflow.models.perception.checkpoints import WeightsUnavailable, locate
 from syncflow.models.perception.clip import Clip
 from syncflow.models.perception.pictures import IMAGENET_MEAN, IMAGENET_STD, normalised
 
@@ -28,6 +28,11 @@ class Extractor(Protocol):
     """Made from a path of weights; one per backbone."""
 
     def features(self, clip: ClipFile) -> Features: ...
+
+
+def device() -> str:
+    """A GPU where this process may use one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def even_frames(clip: ClipFile, count: int, side: int) -> np.ndarray:
@@ -70,33 +75,77 @@ class Tagger:
     """EfficientAT mn04: `embedding` (384,), `probabilities` (527,)."""
 
     def __init__(self, path: Path) -> None:
-        from syncflow.eval.tagger import load_tagger
-
-        self.network = load_tagger(path)
+        self.network = efficientat.load_tagger(path)
 
     def features(self, clip: ClipFile) -> Features:
-        from syncflow.eval.tagger import SAMPLE_RATE, tag
-
-        embedding, probabilities = tag(self.network, sound(clip, SAMPLE_RATE), SAMPLE_RATE)
+        rate = efficientat.SAMPLE_RATE
+        embedding, probabilities = efficientat.tag(self.network, sound(clip, rate), rate)
         return {"embedding": embedding, "probabilities": probabilities}
 
 
-class OpenClip:
-    """CLIP of pictures and of the caption: `frames` (8, D), `text` (D,) where there is a caption."""
+class Cnn14:
+    """PANNs: `embedding` (2048,), `probabilities` (527,), the softmax of the logits."""
 
-    def __init__(self, path: Path, architecture: str = "ViT-B-32-quickgelu", frames: int = 8) -> None:
-        self.network, self.frames = Clip(path, architecture), frames
+    def __init__(self, path: Path) -> None:
+        self.network: panns.Cnn14 | passt.Passt = panns.Cnn14(path, device=device())
 
     def features(self, clip: ClipFile) -> Features:
-        found = {"frames": self.network.frames(even_frames(clip, self.frames, self.network.side)).astype(float)}
-        return found | _text(self.network, clip)
+        rate = self.network.SAMPLE_RATE
+        embedding, logits = (x.astype(float) for x in self.network.sound(sound(clip, rate), rate))
+        chances = np.exp(logits - logits.max())
+        return {"embedding": embedding, "probabilities": chances / chances.sum()}
+
+
+class Passt(Cnn14):
+    """PaSST: `embedding` (768,), `probabilities` (527,), the softmax of the logits."""
+
+    def __init__(self, path: Path) -> None:
+        self.network = passt.Passt(path, device=device())
+
+
+class Vggish:
+    """VGGish: `windows` (windows, 128)."""
+
+    def __init__(self, path: Path) -> None:
+        self.network = vggish.Vggish(path, device=device())
+
+    def features(self, clip: ClipFile) -> Features:
+        rate = self.network.SAMPLE_RATE
+        try:
+            return {"windows": self.network.sound(sound(clip, rate), rate).astype(float)}
+        except ValueError as error:
+            raise MediaError("too_short", clip.path, str(error)) from error
+
+
+class OpenClip:
+    """CLIP of pictures and of the caption: `frames` (8, D), `text` (D,) where there is a caption; `quality` (8,)."""
+
+    def __init__(self, path: Path, architecture: str = "ViT-B-32-quickgelu") -> None:
+        self.network = Clip(path, architecture, device())
+        self.prompts = self.network.texts(["Good photo.", "Bad photo."]).astype(float)
+
+    def features(self, clip: ClipFile) -> Features:
+        frames = self.network.frames(even_frames(clip, 8, self.network.side)).astype(float)
+        return {"frames": frames, "quality": clip_iqa(frames, self.prompts)} | _text(self.network, clip)
+
+
+class Aesthetic:
+    """LAION's head on CLIP ViT-L/14, whose weights lie in the same folder: `scores` (8,)."""
+
+    def __init__(self, path: Path, architecture: str = "ViT-L-14-quickgelu") -> None:
+        self.network = Clip(locate("clip-vit-l14", path.parent).path, architecture, device())
+        self.head = aesthetic.Aesthetic(path)
+
+    def features(self, clip: ClipFile) -> Features:
+        frames = self.network.frames(even_frames(clip, 8, self.network.side))
+        return {"scores": np.asarray(self.head(frames), float)}
 
 
 class TransformersClap:
     """CLAP by transformers: `audio` (D,), `text` (D,) where there is a caption."""
 
     def __init__(self, path: Path) -> None:
-        self.network = clap.TransformersClap(path)
+        self.network = clap.TransformersClap(path, device())
 
     def features(self, clip: ClipFile) -> Features:
         rate = self.network.sample_rate
@@ -107,7 +156,7 @@ class LaionClap:
     """CLAP by laion_clap: `audio` (512,), `text` (512,) where there is a caption."""
 
     def __init__(self, path: Path) -> None:
-        self.network = clap.LaionClap(path)
+        self.network = clap.LaionClap(path, device=device())
 
     def features(self, clip: ClipFile) -> Features:
         rate = self.network.SAMPLE_RATE
@@ -120,7 +169,7 @@ class ImageBind:
     """
 
     def __init__(self, path: Path) -> None:
-        self.network = imagebind.ImageBind(path)
+        self.network = imagebind.ImageBind(path, device=device())
 
     def features(self, clip: ClipFile) -> Features:
         frames, fps = shown_frames(clip, self.network.config.side)
@@ -146,49 +195,41 @@ class VideoMae:
     def __init__(self, path: Path) -> None:
         from transformers import VideoMAEModel
 
-        self.network = VideoMAEModel.from_pretrained(path).eval()
+        self.network = VideoMAEModel.from_pretrained(path).to(device()).eval()
 
     @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
         config = self.network.config
         side = config.image_size
         frames = normalised(even_frames(clip, config.num_frames, side), side, IMAGENET_MEAN, IMAGENET_STD)
-        hidden = self.network(pixel_values=frames[None]).last_hidden_state  # (1, tokens, D)
-        return {"embedding": hidden.mean(dim=1)[0].double().numpy()}
+        hidden = self.network(pixel_values=frames[None].to(device())).last_hidden_state  # (1, tokens, D)
+        return {"embedding": hidden.mean(dim=1)[0].double().cpu().numpy()}
 
 
 class I3d:
     """StyleGAN-V's TorchScript I3D: `embedding` (400,), features before the softmax."""
 
     def __init__(self, path: Path) -> None:
-        self.network = load_script(path)
+        try:
+            self.network = torch.jit.load(str(path), map_location=device()).eval()
+        except RuntimeError as error:
+            raise WeightsUnavailable(f"{path} is not TorchScript, as the file of StyleGAN-V is") from error
 
     @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:
         frames = native_frames(clip, 224)
         if len(frames) < 10:
             raise MediaError("too_short", clip.path, f"has {len(frames)} frames; I3D needs 10")
-        video = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None].float()  # (1, 3, T, 224, 224)
-        return {"embedding": self.network(video, rescale=True, resize=True, return_features=True)[0].double().numpy()}
-
-
-class ScriptAudio:
-    """A sound network exported as TorchScript, `(1, L) waveform -> (1, D)`: `embedding` (D,)."""
-
-    def __init__(self, path: Path, sample_rate: int) -> None:
-        self.network, self.sample_rate = load_script(path), sample_rate
-
-    @torch.inference_mode()
-    def features(self, clip: ClipFile) -> Features:
-        waveform = torch.from_numpy(sound(clip, self.sample_rate).copy())[None]
-        return {"embedding": self.network(waveform)[0].double().numpy()}
+        video = torch.from_numpy(frames.copy()).to(device()).permute(3, 0, 1, 2)[None].float()  # (1, 3, T, 224, 224)
+        found = self.network(video, rescale=True, resize=True, return_features=True)[0]
+        return {"embedding": found.double().cpu().numpy()}
 
 
 class Synchformer:
     """Synchformer: `logits` (2, 21) for the first and the last 4.8 s, the latter on the grid of its segments."""
 
     def __init__(self, path: Path) -> None:
-        self.network = synchformer.Synchformer(path)
+        self.network = synchformer.Synchformer(path, device=device())
 
     def features(self, clip: ClipFile) -> Features:
         info = probe(clip.path)
@@ -210,17 +251,3 @@ class Synchformer:
             )
             rows.append(self.network.logits(part.frames, part.waveform).astype(float))
         return {"logits": np.stack(rows)}
-
-
-def load_script(path: Path) -> Any:
-    """A TorchScript file.
-
-    Raises:
-        WeightsUnavailable: it is weights alone, which need their authors' code.
-    """
-    try:
-        return torch.jit.load(str(path), map_location="cpu").eval()
-    except RuntimeError as error:
-        raise WeightsUnavailable(
-            f"{path} is not TorchScript: export the network with torch.jit in its authors' environment and put it there"
-        ) from error

@@ -27,6 +27,8 @@ from syncflow.models.perception.checkpoints import (
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30
+_FILES = "*.json *.txt *.model *.safetensors pytorch_model.bin"
+"""What is taken of a Hugging Face repository."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,11 +59,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def listing(home: Path, commercial_safe: bool) -> str:
-    rows = [("name", "MB", "licence", "commercial", "here", "SHA-256", "for")]
+    rows = [("name", "MB", "licence", "commercial", "here", "pinned", "for")]
     for backbone in BACKBONES.values():
         if commercial_safe and not backbone.commercial:
             continue
-        known = backbone.sha256 or recorded_hash(home, backbone.name)
+        recorded = recorded_hash(home, backbone.name)
         rows.append(
             (
                 backbone.name,
@@ -69,7 +71,7 @@ def listing(home: Path, commercial_safe: bool) -> str:
                 backbone.licence,
                 "yes" if backbone.commercial else "no",
                 "yes" if (home / backbone.file).exists() else "no",
-                f"{known[:12]}…" if known else "not published",
+                backbone.pinned or (f"first pull {recorded[:12]}…" if recorded else "no"),
                 backbone.gives,
             )
         )
@@ -90,12 +92,17 @@ def pull(backbone: Backbone, home: Path) -> None:
         part = home / f".{backbone.file}.{os.getpid()}"
         try:
             if backbone.url.startswith("hf:"):
-                _pull_repository(backbone, part)
+                repository = backbone.url.removeprefix("hf:")
+                hint = f"put its files into {target}"
+                _pull_repository(repository, _FILES, hint, revision=backbone.revision, local_dir=part)
+                shutil.rmtree(part / ".cache", ignore_errors=True)
             else:
                 _pull_file(backbone, part)
             os.replace(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+    for repository, patterns in backbone.beside:
+        _pull_repository(repository, patterns, "copy its Hugging Face cache here")
     digest = tree_hash(target)
     expected = backbone.sha256 or recorded_hash(home, backbone.name)
     if expected and digest != expected:
@@ -129,21 +136,14 @@ def _pull_file(backbone: Backbone, part: Path) -> None:
         ) from error
 
 
-def _pull_repository(backbone: Backbone, part: Path) -> None:
+def _pull_repository(repository: str, patterns: str, hint: str, **where: object) -> None:
     from huggingface_hub import snapshot_download
 
-    repository = backbone.url.removeprefix("hf:")
     try:
-        snapshot_download(
-            repository,
-            revision=backbone.revision,
-            local_dir=part,
-            allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"],
-        )
-        shutil.rmtree(part / ".cache", ignore_errors=True)
+        snapshot_download(repository, allow_patterns=patterns.split(), **where)
     except Exception as error:  # the hub raises a dozen kinds, from three packages
         first = " ".join(str(error).split())[:160]
         raise UserError(
             f"{repository} cannot be fetched from Hugging Face ({type(error).__name__}: {first}); "
-            f"fetch it where there is a network and put its files into {part.parent / backbone.file}"
+            f"fetch it where there is a network and {hint}"
         ) from error

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from syncflow.errors import UserError
 from syncflow.eval import extract
 from syncflow.eval.across import avh_score, desync, javis_score, javis_windows, text_similarity
 from syncflow.eval.clips import ClipFile, find_clips
-from syncflow.eval.extract import I3d, OpenClip, Tagger, TransformersClap, VideoMae
+from syncflow.eval.extract import Aesthetic, I3d, OpenClip, Tagger, TransformersClap, VideoMae, even_frames
 from syncflow.eval.loudness import integrated_loudness
 from syncflow.eval.weights import main as weights_command
-from syncflow.models.perception.checkpoints import BACKBONES, WeightsUnavailable, locate
+from syncflow.models.perception.checkpoints import BACKBONES, Located, WeightsUnavailable, locate
+from syncflow.models.perception.clip import Clip
 
 
 @pytest.fixture
@@ -115,10 +118,68 @@ def test_clip_of_the_same_class(clip: ClipFile, tmp_path: Path) -> None:
     }
     (tmp_path / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / f"{name}.json")
-    torch.save(open_clip.create_model(name).state_dict(), tmp_path / "clip.pt")
-    found = OpenClip(tmp_path / "clip.pt", name).features(clip)
+    network = open_clip.create_model(name).eval()
+    torch.save(network.state_dict(), tmp_path / "clip.pt")
+    judge = OpenClip(tmp_path / "clip.pt", name)
+    found = judge.features(clip)
     assert found["frames"].shape == (8, 8)
     assert -1 <= text_similarity(found["frames"], found["text"]) <= 1
+    # probabilities of the two prompts by open_clip's own preprocessing and softmax
+    _, _, prepare = open_clip.create_model_and_transforms(name)
+    with torch.no_grad():
+        picture = network.encode_image(prepare(Image.fromarray(even_frames(clip, 8, 32)[0]))[None])
+        prompts = network.encode_text(open_clip.get_tokenizer(name)(["Good photo.", "Bad photo."]))
+    cosines = torch.nn.functional.cosine_similarity(picture, prompts)
+    assert found["quality"].shape == (8,)
+    assert found["quality"][0] == pytest.approx((100 * cosines).softmax(0)[0].item(), abs=1e-3)
+
+
+def test_clip_as_openai_publishes_it(tmp_path: Path) -> None:
+    import open_clip
+
+    torch.manual_seed(0)
+    name = "syncflow-test-openai"
+    config = {
+        "embed_dim": 8,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    network = open_clip.create_model(name).half().eval()
+    archive = torch.nn.Module()
+    for parameter, value in network.state_dict().items():
+        *path, last = parameter.split(".")
+        level = archive
+        for part in path:
+            if not hasattr(level, part):
+                level.add_module(part, torch.nn.Module())
+            level = getattr(level, part)
+        level.register_buffer(last, value)
+    for size in ("input_resolution", "context_length", "vocab_size"):
+        archive.register_buffer(size, torch.tensor(1))
+    torch.jit.save(torch.jit.script(archive), str(tmp_path / "ViT.pt"))
+    with pytest.raises(RuntimeError, match="TorchScript"):
+        torch.load(tmp_path / "ViT.pt", weights_only=True)
+    loaded = Clip(tmp_path / "ViT.pt", name)
+    texts = loaded.texts(["a hammer hits an anvil"])
+    with torch.no_grad():
+        expected = network.float().encode_text(loaded.tokenize(["a hammer hits an anvil"]))
+    np.testing.assert_allclose(texts, expected.numpy(), atol=1e-5)
+
+
+def test_aesthetic_score_reads_two_files(clip: ClipFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 1))
+    torch.save(head.state_dict(), tmp_path / "head.pth")
+    with pytest.raises(WeightsUnavailable, match="syncflow weights pull clip-vit-l14"):
+        Aesthetic(tmp_path / "head.pth")
+    features = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    monkeypatch.setattr(extract, "locate", lambda name, home: Located(BACKBONES[name], home / "clip.pt", ""))
+    monkeypatch.setattr(extract, "Clip", lambda *_: SimpleNamespace(side=32, frames=lambda frames: features))
+    scores = Aesthetic(tmp_path / "head.pth").features(clip)["scores"]
+    unit = torch.from_numpy(features / np.linalg.norm(features, axis=1, keepdims=True))
+    np.testing.assert_allclose(scores, head.eval()(unit)[:, 0].detach(), atol=1e-6)
 
 
 class TinyI3d(torch.nn.Module):
@@ -133,7 +194,7 @@ def test_torchscript_i3d(clip: ClipFile, tmp_path: Path) -> None:
     assert I3d(tmp_path / "i3d.pt").features(clip)["embedding"].shape == (3,)
     (tmp_path / "weights.pt").write_bytes(b"no network")
     with pytest.raises(WeightsUnavailable, match="not TorchScript"):
-        extract.load_script(tmp_path / "weights.pt")
+        I3d(tmp_path / "weights.pt")
 
 
 def test_absent_refused_or_altered_weights_are_reasons(tmp_path: Path) -> None:
@@ -154,6 +215,8 @@ def test_weights_list_and_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all(name in everything for name in BACKBONES)
     weights_command(["list", "--home", str(tmp_path), "--commercial-safe"])
     assert "imagebind-huge" not in capsys.readouterr().out
+    assert "sha256 899a8c621706" in everything
+    assert "commit 8fa0f1c6d043" in everything
     with pytest.raises(UserError, match="not for commercial use"):
         weights_command(["pull", "imagebind-huge", "--commercial-safe", "--home", str(tmp_path)])
 
@@ -176,6 +239,21 @@ def test_pull_from_an_address_checks_what_came(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="cannot be reached"):
         weights.pull(gone, home)
     assert not list(home.glob(".*"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError) as raised:
+        weights_command(["pull", "clap-htsat-unfused", "--home", str(tmp_path)])
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.startswith("laion/clap-htsat-unfused cannot be fetched from Hugging Face (OSError: no route to")
+    assert not list(tmp_path.iterdir())
 
 
 def test_scores_across_modalities() -> None:

@@ -259,7 +259,7 @@ def test_first_and_last_window_of_a_clip(
     from syncflow.media import MediaError, decode_span
 
     clip = find_clips(impacts_dir).clips[0]
-    monkeypatch.setattr(extract.synchformer, "Synchformer", lambda path: loaded)
+    monkeypatch.setattr(extract.synchformer, "Synchformer", lambda path, device: loaded)
     rows = extract.Synchformer(tmp_path).features(clip)["logits"]
     span = Span(Fraction(64, 100), Fraction(192, 100))
     part = decode_span(clip.path, span, fps=Fraction(25), size=(32, 32), sample_rate=16000)

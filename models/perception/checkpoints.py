@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,15 @@ class Backbone:
     preprocessing: str
     sample_rate: int = 0
     """Of sound in Hz; 0 for pictures."""
+    beside: tuple[tuple[str, str], ...] = ()
+    """Hugging Face repositories that its package reads from that cache, each with the patterns of the files needed."""
+
+    @property
+    def pinned(self) -> str:
+        """What its publisher fixed it by, "" where nothing is fixed."""
+        if self.sha256:
+            return f"sha256 {self.sha256[:12]}…"
+        return f"commit {self.revision[:12]}…" if re.fullmatch("[0-9a-f]{40}", self.revision) else ""
 
 
 BACKBONES = {
@@ -66,13 +76,13 @@ BACKBONES = {
             "CLAP score and FAD (512-d)",
             "hf:laion/clap-htsat-unfused",
             "clap-htsat-unfused",
-            "main",
+            "8fa0f1c6d0433df6e97c127f64b2a1d6c0dcda8a",
             "",
             "Apache-2.0",
             True,
             615,
             "transformers ClapModel",
-            "the checkpoint's own feature extractor: 48 kHz, 10 s windows, repeated to length",
+            "the checkpoint's own feature extractor: 48 kHz, the first 10 s, repeated to length",
             48000,
         ),
         Backbone(
@@ -86,12 +96,17 @@ BACKBONES = {
             True,
             1863,
             "laion_clap CLAP_Module (HTSAT-tiny, no fusion)",
-            "48 kHz mono, 10 s windows, quantised to 16 bit as the package does",
+            "48 kHz mono, the first 10 s, repeated to length, quantised to 16 bit as the package does",
             48000,
+            (
+                ("roberta-base", "*.json *.txt model.safetensors"),
+                ("bert-base-uncased", "*.json *.txt"),
+                ("facebook/bart-base", "*.json *.txt"),
+            ),
         ),
         Backbone(
             "passt-s",
-            "FD and KL of sound (768-d; 527 classes)",
+            "FD, KL, IS of sound (768-d; 527 classes)",
             "https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt",
             "passt-s-f128-p16-s10-ap.476-swa.pt",
             "v0.0.1-audioset",
@@ -99,27 +114,27 @@ BACKBONES = {
             "Apache-2.0",
             True,
             329,
-            "hear21passt (not loaded here; features given by path as TorchScript)",
-            "32 kHz, 128 mel bands, 10 s",
+            "syncflow.models.perception.passt",
+            "first 10 s, silence after; spectrogram of efficientat-mn04",
             32000,
         ),
         Backbone(
-            "panns-cnn14",
+            "panns-cnn14-16k",
             "FD, KL, IS of sound (2048-d; 527 classes)",
-            "https://zenodo.org/records/3987831/files/Cnn14_mAP%3D0.431.pth",
-            "Cnn14_mAP=0.431.pth",
+            "https://zenodo.org/record/3987831/files/Cnn14_16k_mAP%3D0.438.pth",
+            "Cnn14_16k_mAP=0.438.pth",
             "zenodo 3987831",
             "",
             "CC-BY-4.0",
             True,
             327,
-            "TorchScript given by path",
-            "32 kHz, STFT 1024/320, 64 mel bands 50-14000 Hz, log",
-            32000,
+            "syncflow.models.perception.panns",
+            "STFT 512/160, 64 Slaney mel bands 50-8000 Hz, dB",
+            16000,
         ),
         Backbone(
             "vggish",
-            "FAD of sound (128-d)",
+            "FAD of sound (128-d per 0.96 s)",
             "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
             "vggish-10086976.pth",
             "v0.1",
@@ -127,8 +142,8 @@ BACKBONES = {
             "Apache-2.0",
             True,
             288,
-            "TorchScript given by path",
-            "16 kHz, 0.96 s windows, 64 mel bands 125-7500 Hz, log",
+            "syncflow.models.perception.vggish",
+            "windows of 0.96 s, 64 HTK mel bands 125-7500 Hz, ln(magnitude + 0.01); no PCA",
             16000,
         ),
         Backbone(

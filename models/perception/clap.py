@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syncflow.models.perception.published import read_published
 from syncflow.models.perception.sounds import resample
 
 
@@ -84,17 +85,7 @@ class LaionClap:
 
 def _published_state(path: Path) -> dict[str, Tensor]:
     """Parameters of a file as laion_clap publishes them: under `state_dict`, from a data-parallel model."""
-    # training facts beside the parameters are NumPy scalars, pickled under NumPy 1's name
-    scalars = [
-        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-        np._core.multiarray.scalar,
-        np.dtype,
-        np.dtypes.Float64DType,
-        np.dtypes.Float32DType,
-        np.dtypes.Int64DType,
-    ]
-    with torch.serialization.safe_globals(scalars):
-        found = torch.load(path, map_location="cpu", weights_only=True)
+    found = read_published(path)
     state = {name.removeprefix("module."): value for name, value in found.get("state_dict", found).items()}
     state.pop("text_branch.embeddings.position_ids", None)  # transformers keeps it no longer
     return state

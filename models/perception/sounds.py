@@ -19,11 +19,11 @@ def resample(waveform: np.ndarray, sample_rate: int, target: int) -> np.ndarray:
     return resample_poly(np.asarray(waveform, np.float64), target // common, sample_rate // common)
 
 
-def power_spectrum(waveform: Tensor, fft: int, hop: int, window: int, centred: bool = True) -> Tensor:
+def power_spectrum(waveform: Tensor, fft: int, hop: int, window: int) -> Tensor:
     """(B, L) -> (B, F, T): squared magnitudes under a periodic Hann window of `window` samples.
 
-    Centred frames mirror the sound beyond its ends; others end with it.
+    Frames are centred on multiples of `hop`; the sound is mirrored beyond its ends.
     """
     shape = torch.hann_window(window, device=waveform.device, dtype=waveform.dtype)
-    spectrum = torch.stft(waveform, fft, hop, window, shape, center=centred, pad_mode="reflect", return_complex=True)
+    spectrum = torch.stft(waveform, fft, hop, window, shape, pad_mode="reflect", return_complex=True)
     return spectrum.real**2 + spectrum.imag**2
