@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
+import torch
 
 from syncflow.eval import extract
 from syncflow.eval.across import avh_score, desync, javis_score, javis_windows, text_similarity
 from syncflow.eval.catalogue import FEATURES, FeatureMetric
-from syncflow.eval.clips import Failure
+from syncflow.eval.clips import ClipFile, Failure, content_hash
 from syncflow.eval.distances import frechet_distance, frechet_infinity, inception_score, kernel_distance, paired_kl
 from syncflow.eval.protocol import describe
 from syncflow.eval.scores import ClipScore, Score, few
 from syncflow.eval.statistics import Interval, bootstrap, bootstrap_mean
-from syncflow.eval.work import attempt, progress
+from syncflow.eval.work import map_clips
 from syncflow.files import replacing
 from syncflow.models.perception.checkpoints import Located, WeightsUnavailable, locate
 
@@ -37,58 +39,70 @@ class NotComputed(Exception):
 
 @dataclass
 class Backbones:
-    """Networks loaded at most once, and the features they gave."""
+    """Where weights lie, where features are kept, and who computes them."""
 
     home: Path
     cache: Path
     commercial_safe: bool
-    loaded: dict[str, tuple[Located, extract.Extractor]] = field(default_factory=dict)
+    workers: int = 1
+    ray: str = ""
+    located: dict[str, Located] = field(default_factory=dict)
 
-    def load(self, metric: FeatureMetric) -> tuple[Located, extract.Extractor]:
+    def locate(self, name: str) -> Located:
         """
         Raises:
-            NotComputed: a package is absent, or the weights do not fit the network.
-            WeightsUnavailable: they are absent, refused, or not what they should be.
+            WeightsUnavailable: the weights are absent, refused, or not what they should be.
         """
-        if metric.backbone not in self.loaded:
-            located = locate(metric.backbone, self.home, self.commercial_safe)
-            try:
-                network = getattr(extract, metric.extractor)(located.path)
-            except ModuleNotFoundError as error:
-                raise NotComputed(
-                    f"the package {error.name} is not installed (pip install 'syncflow[eval]')"
-                ) from error
-            except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
-                first = " ".join(str(error).split())[:160]
-                raise NotComputed(f"{located.path} does not load as {metric.backbone}: {first}") from error
-            self.loaded[metric.backbone] = (located, network)
-        return self.loaded[metric.backbone]
+        if name not in self.located:
+            self.located[name] = locate(name, self.home, self.commercial_safe)
+        return self.located[name]
 
     def features(self, metric: FeatureMetric, scores: Sequence[ClipScore], what: str) -> tuple[Found, list[Failure]]:
-        """Features of every clip by name; failures are listed."""
-        located, network = self.load(metric)
+        """Features of every clip by name; failures are listed.
+
+        Raises:
+            NotComputed: a package is absent, or the weights do not fit the network.
+            WeightsUnavailable: see `locate`.
+        """
+        located = self.locate(metric.backbone)
+        kept = {s.clip.name: _kept(self.cache, s.measures.sha256, located, s.clip.caption) for s in scores}
+        missing = [s.clip for s in scores if not kept[s.clip.name].is_file()]
+        self.cache.mkdir(parents=True, exist_ok=True)
+        arguments = (self.cache.resolve(), metric.extractor, located)
+        _, failures = map_clips(keep_features, missing, arguments, self.workers, f"{what}: {metric.backbone}", self.ray)
         found: Found = {}
-        failures = []
-        for score in progress(scores, len(scores), f"{what}: {metric.backbone}"):
-            kept = self.cache / f"{_key(score, located)}.npz"
-            if kept.is_file():
-                with np.load(kept) as arrays:
-                    found[score.clip.name] = dict(arrays)
-                continue
-            outcome = attempt(network.features, score.clip, ())
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-                continue
-            found[score.clip.name] = outcome
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with replacing(kept) as part:
-                np.savez(part, **outcome)
+        for name in (name for name in kept if kept[name].is_file()):
+            with np.load(kept[name]) as arrays:
+                found[name] = dict(arrays)
         return found, failures
 
 
-def _key(score: ClipScore, located: Located) -> str:
-    text = f"{score.measures.sha256}:{located.sha256}:{score.clip.caption}:{REVISION}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def keep_features(clip: ClipFile, cache: Path, extractor: str, located: Located) -> None:
+    """Compute the features of a clip and keep them; nothing large goes between processes."""
+    features = _network(extractor, located).features(clip)
+    with replacing(_kept(cache, content_hash(clip.path), located, clip.caption)) as part:
+        np.savez(part, **features)
+
+
+@lru_cache(maxsize=1)
+def _network(extractor: str, located: Located) -> extract.Extractor:
+    """A process holds one network, for as many clips as it is given.
+
+    On one thread: the order in which several add up shows in the last digits.
+    """
+    torch.set_num_threads(1)
+    try:
+        return getattr(extract, extractor)(located.path)
+    except ModuleNotFoundError as error:
+        raise NotComputed(f"the package {error.name} is not installed (pip install 'syncflow[eval]')") from error
+    except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
+        first = " ".join(str(error).split())[:160]
+        raise NotComputed(f"{located.path} does not load as {located.backbone.name}: {first}") from error
+
+
+def _kept(cache: Path, sha256: str, located: Located, caption: str) -> Path:
+    text = f"{sha256}:{located.sha256}:{caption}:{REVISION}"
+    return cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
 def score_features(
@@ -106,7 +120,7 @@ def score_features(
         compute = KINDS[metric.kind]
         if metric.kind in NEED_REFERENCE and reference is None:
             raise NotComputed("it needs --reference")
-        located, _ = backbones.load(metric)
+        located = backbones.locate(metric.backbone)
         mine, failures = backbones.features(metric, scores, what)
         theirs, _ = (
             backbones.features(metric, reference, "reference")
