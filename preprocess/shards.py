@@ -11,9 +11,9 @@ import tarfile
 import uuid
 import zlib
 from collections.abc import Mapping
-from io import BytesIO
 
 import torch
+import webdataset
 
 from syncflow.preprocess.store import Store
 from syncflow.samples import IndexedSample, Member, Reject, ShardMarker, StoredSample, pack
@@ -31,17 +31,22 @@ class ShardWriter:
         self.stats: dict[str, list[float]] = {}
         self._path = store.wip(f"{bucket}-{shard}.tar")
         self._file = self._path.open("xb", buffering=BUFFER)
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BUFFER)
+        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0)
+        # The stream it opens itself copies in blocks of 10 KB, which costs a third of the speed.
+        self._tar.tarstream = tarfile.TarFile(
+            fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BUFFER
+        )
 
     def add(self, sample: StoredSample) -> None:
         members = pack(sample)
         index: dict[str, Member] = {}
-        for extension in sorted(members):
+        offset = self._tar.tarstream.offset
+        for extension in sorted(members):  # the order TarWriter writes them in
             data = members[extension]
-            index[extension] = Member(offset=self._tar.offset + BLOCK, size=len(data), crc32=zlib.crc32(data))
-            info = tarfile.TarInfo(f"{sample.record.id}.{extension}")  # of no owner, of 1970: the same bytes every time
-            info.size = len(data)
-            self._tar.addfile(info, BytesIO(data))
+            index[extension] = Member(offset=offset + BLOCK, size=len(data), crc32=zlib.crc32(data))
+            offset += BLOCK + -(-len(data) // BLOCK) * BLOCK
+        self._tar.write({"__key__": sample.record.id, **members})
+        assert self._tar.tarstream.offset == offset, f"{sample.record.id}: the tar is not laid out as indexed"
         self.samples.append(IndexedSample(id=sample.record.id, members=index))
         self._count(sample)
 
