@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from syncflow.config import is_terminal
 from syncflow.errors import UserError
@@ -136,7 +137,7 @@ def _pull_file(backbone: Backbone, part: Path) -> None:
         ) from error
 
 
-def _pull_repository(repository: str, patterns: str, hint: str, **where: object) -> None:
+def _pull_repository(repository: str, patterns: str, hint: str, **where: Any) -> None:
     from huggingface_hub import snapshot_download
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from syncflow.models.perception.published import read_published
 from syncflow.models.perception.vggish import Vggish, VggishNetwork
 
 State = dict[str, Tensor]
+Network = TypeVar("Network", bound=torch.nn.Module)
 RATE = 16000
 
 
@@ -32,7 +34,7 @@ def shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
-def randomised(network: torch.nn.Module) -> torch.nn.Module:
+def randomised(network: Network) -> Network:
     """Random parameters and statistics, but for the fixed ones of a spectrogram."""
     torch.manual_seed(0)
     for name, value in network.state_dict().items():

@@ -17,7 +17,7 @@ def read_published(path: Path) -> dict[str, Any]:
     """
     scalar, array = (value.__reduce__()[0] for value in (np.float64(0), np.empty(0)))
     # training facts beside the parameters are NumPy's, pickled under the names of NumPy 1 or 2
-    allowed = [
+    allowed: list[Any] = [
         *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
         *((array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
         *(np.ndarray, np.dtype),

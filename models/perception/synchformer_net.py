@@ -11,6 +11,7 @@ Source: Iashin et al., "Synchformer: Efficient synchronization from sparse cues"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,9 +151,9 @@ class SoundBlock(nn.Module):
         super().__init__()
         self.heads = heads
         projections = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
-        self.attention = Named(attention=Named(**projections), output=Named(dense=nn.Linear(width, width)))
-        self.intermediate = Named(dense=nn.Linear(width, 4 * width))
-        self.output = Named(dense=nn.Linear(4 * width, width))
+        self.attention: Any = Named(attention=Named(**projections), output=Named(dense=nn.Linear(width, width)))
+        self.intermediate: Any = Named(dense=nn.Linear(width, 4 * width))
+        self.output: Any = Named(dense=nn.Linear(4 * width, width))
         self.layernorm_before, self.layernorm_after = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ class SoundEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embeddings = nn.Parameter(torch.zeros(1, 2 + patches, width))
-        self.patch_embeddings = Named(projection=nn.Conv2d(1, width, _PATCH, stride=_MEL_STRIDE))
+        self.patch_embeddings: Any = Named(projection=nn.Conv2d(1, width, _PATCH, stride=_MEL_STRIDE))
 
     def forward(self, mel: Tensor) -> Tensor:
         patches = self.patch_embeddings.projection(mel[:, None]).flatten(2).transpose(1, 2)  # (B, bands * times, D)
@@ -182,7 +183,7 @@ class Sounds(nn.Module):
         super().__init__()
         width = config.width
         self.bands, self.times = ((n - _PATCH) // _MEL_STRIDE + 1 for n in (MEL_BANDS, MEL_FRAMES))
-        self.ast = Named(
+        self.ast: Any = Named(
             embeddings=SoundEmbeddings(width, self.bands * self.times),
             encoder=Named(layer=nn.ModuleList(SoundBlock(width, config.heads) for _ in range(config.blocks))),
             layernorm=nn.LayerNorm(width, eps=1e-12),
@@ -228,7 +229,7 @@ class Compare(nn.Module):
         tokens = 2 + config.segments * (SEGMENT_FRAMES // _CUBE_FRAMES + (MEL_FRAMES - _PATCH) // _MEL_STRIDE + 1)
         self.vis_in_lnorm, self.aud_in_lnorm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.OFF_tok, self.MOD_tok = (nn.Parameter(torch.randn(1, 1, width)) for _ in range(2))
-        self.pos_emb_cfg = Named()
+        self.pos_emb_cfg: Any = Named()
         self.pos_emb_cfg.pos_emb = nn.Parameter(torch.randn(1, tokens, width))
         self.blocks = nn.Sequential(*(CompareBlock(width, config.compare_heads) for _ in range(config.compare_blocks)))
         self.ln_f = nn.LayerNorm(width)
