@@ -7,13 +7,15 @@ line to `<spool_dir>/spool.jsonl`; a daemon thread sends batches and remembers h
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -178,23 +180,22 @@ class _Shipper:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        if self.config.uri.startswith("sqlite:///"):
-            Path(self.config.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
-        client = MlflowClient(self.config.uri)
-        if not self.run_id:
-            experiment = client.get_experiment_by_name(self.config.experiment)
-            experiment_id = (
-                experiment.experiment_id
-                if experiment
-                else client.create_experiment(self.config.experiment, artifact_location=self._artifacts())
-            )
-            self.run_id = client.create_run(experiment_id, run_name=self.run_name).info.run_id
-            self._save()
-        else:
-            client.set_terminated(self.run_id, status="RUNNING")
+        with _alone(self.config.uri):
+            client = MlflowClient(self.config.uri)
+            if not self.run_id:
+                experiment = client.get_experiment_by_name(self.config.experiment)
+                experiment_id = (
+                    experiment.experiment_id
+                    if experiment
+                    else client.create_experiment(self.config.experiment, artifact_location=self._artifacts())
+                )
+                self.run_id = client.create_run(experiment_id, run_name=self.run_name).info.run_id
+                self._save()
+            else:
+                client.set_terminated(self.run_id, status="RUNNING")
         self.client = client
 
     def _artifacts(self) -> str | None:
@@ -256,6 +257,19 @@ def _system_monitors() -> list[Any]:
     except (ImportError, RuntimeError) as error:
         log.debug("tracking: no metrics of GPUs: %s", error)
     return monitors
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Jobs open a SQLite file one after another: two that make the same tables at once get in each other's way."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(database.name + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _last_steps(spool: Path) -> dict[str, int]:

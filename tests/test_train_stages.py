@@ -116,6 +116,27 @@ def test_zero_stages_agree(trained: Path, dataset: Path, stages: Path, tmp_path:
     assert all(abs(ours[step] - theirs[step]) < 1e-6 for step in theirs)
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_an_offloaded_optimizer_trains_alike(
+    trained: Path, dataset: Path, stages: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    out = tmp_path / "offload"
+    args = ["--data.path", str(dataset), "--output", str(out), "--engine.zero-stage", str(zero_stage)]
+    assert train([str(stages / "1_video.yaml"), *args, "--steps", "12", "--engine.offload-optimizer"]) == 0
+    ours, theirs = read_losses(out, "loss"), read_losses(trained / "1_video", "loss")
+    assert all(abs(ours[step] - theirs[step]) < 1e-5 for step in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_model_trains_alike(trained: Path, dataset: Path, stages: Path, tmp_path: Path) -> None:
+    out = tmp_path / "compiled"
+    args = ["--data.path", str(dataset), "--output", str(out), "--steps", "12", "--engine.compile"]
+    assert train([str(stages / "1_video.yaml"), *args]) == 0
+    ours, theirs = read_losses(out, "loss"), read_losses(trained / "1_video", "loss")
+    assert all(abs(ours[step] - theirs[step]) < 1e-5 for step in theirs)
+
+
 def test_bf16_and_activation_checkpointing_train_alike(
     trained: Path, dataset: Path, stages: Path, tmp_path: Path
 ) -> None:
