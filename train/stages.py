@@ -93,7 +93,7 @@ def run_stage(config: StageConfig, ranks: Ranks, open_tracker: OpenTracker, stop
     if ranks.first:
         tracker = open_tracker(config.tracking, config.name, output)
         tracker.params(_flat(config.model_dump(mode="json")))
-        tracker.tags(_tags(config, source, parent))
+        tracker.tags(_tags(config, source, parent, parent_sha256))
         history = History(output / "metrics.jsonl", progress.step)
         report = Report(config, tracker, *_per_clip(config, source), peak_flops(ranks.world_size), history)
         for problem in problems:
@@ -248,9 +248,10 @@ def _opening(
     )
 
 
-def _tags(config: StageConfig, source: Source, parent: Path | None) -> dict[str, str]:
+def _tags(config: StageConfig, source: Source, parent: Path | None, parent_sha256: str) -> dict[str, str]:
     datasets = {f"dataset.{i}": f"{d.path} {d.card.fingerprint}" for i, d in enumerate(source.datasets)}
-    return {"stage": config.name, "parent": str(parent or ""), "git_commit": git_commit(), **datasets}
+    lineage = {"parent": str(parent or ""), "parent_sha256": parent_sha256, "git_commit": git_commit()}
+    return {"stage": config.name, **lineage, **datasets}
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:

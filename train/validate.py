@@ -23,6 +23,7 @@ from syncflow.eval.onset_offset import HEADLINE_MS, Events, hits, known_events, 
 from syncflow.media import write_mp4
 from syncflow.models.autoencoders import AutoencoderSpec, load_audio_autoencoder, load_video_autoencoder
 from syncflow.models.d_dit import DualDiT
+from syncflow.models.flow import shift_ratio
 from syncflow.models.generation import generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
 from syncflow.models.latents import denormalise
@@ -65,10 +66,11 @@ class Validation:
         return [ShardReader(d, data.cache_dir, int(data.cache_gb * 1e9)) for d in self.source.datasets]
 
     def __call__(self, step: int) -> None:
-        with torch.random.fork_rng():
+        device = self.ranks.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             model = DualDiT(self.config.model)
             model.load_state_dict(self.start() | self.engine.gather(self.ema.values))
-            model.to(self.ranks.device).eval()
+            model.to(device).eval()
             metrics = self.losses(model)
             files: list[str] = []
             if self.config.validation.samples:
@@ -159,7 +161,9 @@ class Maker:
         setting = make_setting(
             self.model, [batch.text[0, batch.text_mask[0]]], batch.video_time_s, audio_time_s, batch.fps, batch.size
         )
-        noise, times = (video_noise, audio_noise), time_grid(validation.sample_steps)
+        record, noise = stored.record, (video_noise, audio_noise)
+        ratio = shift_ratio(record.width * record.height, record.num_frames, self.config.flow)
+        times = time_grid(validation.sample_steps, ratio)
         guidance = Guidance(video=validation.guidance, audio=validation.guidance)
         if self.config.flow.video_weight:
             video, audio = generate_joint(self.model, setting, noise, times, guidance=guidance)
@@ -168,8 +172,8 @@ class Maker:
         if self.with_sound:
             frames = self._frames(batch.video, stored)
             sound = generate_sound(self.model, setting, batch.video, noise, times, guidance=guidance)
-            yield "video_to_audio", self._made(frames, sound, stored.record.events_s, stored)
-            yield "stored", self._made(frames, batch.audio, stored.record.events_s, stored)
+            yield "video_to_audio", self._made(frames, sound, record.events_s, stored)
+            yield "stored", self._made(frames, batch.audio, record.events_s, stored)
 
     def _made(self, frames: np.ndarray, audio: Tensor, events_s: list[float] | None, stored: StoredSample) -> Made:
         if not self.with_sound:
@@ -178,7 +182,8 @@ class Maker:
         waveform = self.audio.decode(denormalise(audio, self.stats[1]), record.num_samples)[0]
         heard = waveform.float().clamp(-1, 1).cpu().numpy()
         seen_s = motion_peaks(frames, record.fps) if events_s is None else events_s
-        events = known_events(list(seen_s), list(audio_onsets(heard, record.sample_rate)), len(frames) / record.fps)
+        heard_s, duration_s = audio_onsets(heard, record.sample_rate), float(len(frames) / record.fps)
+        events = known_events(list(seen_s), list(heard_s), duration_s)
         return Made(frames, heard, events)
 
     def _frames(self, latents: Tensor, stored: StoredSample) -> np.ndarray:
