@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -87,8 +88,11 @@ def _connected(address: str, workers: int) -> Iterator[Any]:
     if address == "local":
         quiet |= {"num_cpus": workers, "include_dashboard": False}
     try:
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if colon:  # Ray itself waits for more than a minute
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(f"--ray {address}: no Ray cluster answers there ({first})") from error
     try:
