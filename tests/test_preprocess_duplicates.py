@@ -106,7 +106,7 @@ def blurred(bits: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 
 def test_of_alike_clips_the_first_is_kept_whatever_lies_between() -> None:
     bits = random_bits(300)
-    rows = [*bits, *blurred(bits[:50], 0.1), *blurred(bits[:50], 0.1, seed=1)]
+    rows = [*bits, *blurred(bits[:50], 0.05), *blurred(bits[:50], 0.05, seed=1)]
     clips = [clip_of(row, f"c{k:03d}", f"f{k}") for k, row in enumerate(rows)]
     wanted = {f"c{300 + 50 * turn + k}": f"c{k:03d}" for turn in range(2) for k in range(50)}
     assert near_duplicates(clips) == wanted
