@@ -18,7 +18,8 @@ from syncflow.media import probe
 
 pytestmark = pytest.mark.timeout(1500)  # the first test waits for the whole path, beside another test worker
 
-SMALL = ["--clips", "8", "--video-autoencoder-steps", "6", "--audio-autoencoder-steps", "6", "--steps", "3", "--generate", "2", "--sampling-steps", "2"]
+SMALL = ["--clips", "8", "--video-autoencoder-steps", "6", "--audio-autoencoder-steps", "6"]
+SMALL += ["--steps", "3", "--generate", "2", "--sampling-steps", "2"]
 
 
 def run_demo(out: Path, *flags: str, kill_after_s: float | None = None) -> subprocess.CompletedProcess[str]:
