@@ -181,6 +181,8 @@ def test_distance_of_sounds_with_real_weights(late: Path, impacts_dir: Path, sha
         names,
         "--weights",
         shared / "weights" / "mn04",
+        "--workers",
+        1,
     )
     run(*arguments, "-o", tmp_path)
     metrics = results(tmp_path)["late"]["metrics"]
