@@ -98,8 +98,11 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
     codecs, dataset, train, clips = out / "autoencoders", out / "dataset", out / "train", out / "generated"
     checkpoint = ("--checkpoint", str(train / "3_joint" / "model"))
     sampler = ("--steps", str(config.sampling_steps), "--seed", str(config.seed))
-    codec_steps = ("--video.steps", str(config.video_autoencoder_steps))
-    codec_steps += ("--audio.steps", str(config.audio_autoencoder_steps))
+    codec_steps = tuple(
+        flag
+        for kind, count in (("video", config.video_autoencoder_steps), ("audio", config.audio_autoencoder_steps))
+        for flag in (f"--{kind}.steps", str(count))
+    )
     # Rendered clips are judged themselves too, by their known event times; a user's videos may be hours long.
     reference = str(out / "reference")
     judged: tuple[str, ...] = ("--generated", str(clips), reference, "--reference", str(videos))

@@ -7,7 +7,7 @@ import json
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
@@ -273,7 +273,7 @@ def test_pictures_in_tiles_agree_with_whole_ones(kind, tmp_path):
     )
     multiple = whole.spatial_multiple
     tile, stride = 16 * multiple, 12 * multiple
-    set_tiles(kind, tiled.net, tile, stride, multiple)
+    set_tiles(kind, cast(Any, tiled).net, tile, stride, multiple)
     # Norms over a tile see what those over the picture see only where a picture is alike everywhere, as noise is.
     frames = torch.rand(1, 3, 5, 28 * multiple, 28 * multiple, generator=torch.Generator().manual_seed(0)) * 2 - 1
     z = whole.encode(frames).mean
@@ -306,7 +306,7 @@ def correlation(a, b):
 def test_a_tiny_autoencoder_codes_frame_by_frame(tmp_path):
     """diffusers' AutoencoderTiny has no posterior: its latents are the mean, its std is 0."""
     torch.manual_seed(0)
-    net = diffusers.AutoencoderTiny(
+    net: Any = diffusers.AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8), latent_channels=4
     )
     net.save_pretrained(tmp_path)

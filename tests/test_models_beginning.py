@@ -45,9 +45,9 @@ def test_a_clip_begins_with_the_frames_and_the_sound_of_a_video(pipeline: SyncFl
     pixels = torch.from_numpy(given.frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
     autoencoder = pipeline.encoders.video
     coded = autoencoder.decode(autoencoder.encode(pixels).mean, 8)[0].permute(1, 2, 3, 0)
-    coded = ((coded.clamp(-1, 1) + 1) * 127.5).numpy()
-    assert np.abs(clip.frames[:8] - coded).max() <= 1
-    assert np.abs(clip.frames[8:] - coded[-1]).mean() > 3
+    shown = ((coded.clamp(-1, 1) + 1) * 127.5).numpy()
+    assert np.abs(clip.frames[:8] - shown).max() <= 1
+    assert np.abs(clip.frames[8:] - shown[-1]).mean() > 3
 
     sound = pipeline.encoders.audio
     heard = torch.from_numpy(given.waveform)[None]

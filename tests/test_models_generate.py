@@ -122,7 +122,7 @@ def test_text_is_projected_once_and_guidance_is_one_batch() -> None:
         calls += 1
 
     for block in [*model.video.spatial_blocks, *model.video.temporal_blocks]:
-        block.cross_attn.kv_linear.register_forward_hook(count)  # type: ignore[union-attr, operator]
+        block.cross_attn.kv_linear.register_forward_hook(count)
     model.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     where = setting(model)
     generate_joint(model, where, noise(), time_grid(4), guidance=Guidance())  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ def test_the_aesthetic_head_is_the_published_chain(weights: Path, tmp_path: Path
     head = published_head(8)
     features = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     with torch.no_grad():
-        wanted = head.layers(torch.nn.functional.normalize(torch.from_numpy(features)))[:, 0]
+        wanted = head.get_submodule("layers")(torch.nn.functional.normalize(torch.from_numpy(features)))[:, 0]
     assert Aesthetic(weights / "head.pth")(features) == pytest.approx(wanted.numpy(), abs=1e-5)
     torch.save(torch.nn.Linear(8, 1).state_dict(), tmp_path / "linear.pth")
     assert Aesthetic(tmp_path / "linear.pth")(features).shape == (5,)

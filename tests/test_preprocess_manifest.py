@@ -148,7 +148,7 @@ def test_ids_are_safe_for_tars_and_files_and_stay_different(name: str) -> None:
 def test_plans_survive_being_written_down(tmp_path: Path) -> None:
     source = Source("a", "/x/latin\udce9.mp4", Fraction(1, 3), None, "é", events_s=(0.1, 0.2), provenance={"k": "v"})
     assert parse_source(source_line(source)) == source
-    clip = ClipPlan("a-0000333", source, Span(Fraction(1, 3), Fraction(7, 3)), "64x64x32", (1, 2))
+    clip = ClipPlan("a-0000333", source, Span(Fraction(1, 3), Fraction(7, 3)), "64x64x32", b"\x01\x02")
     reject = Reject(id="b", source="s", stage="probe", reason="no_audio")
     found = Surveyed([clip], [reject], {"probe": 0.5}, [2.5])
     assert parse_survey(survey_json(found, "f")) == found

@@ -135,7 +135,7 @@ def save_qwen2_vl(folder: Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     _spread(Qwen2VLForConditionalGeneration(config)).save_pretrained(folder)
-    pixels = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+    pixels: Any = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
     Qwen2VLProcessor(
         Qwen2VLImageProcessor(**pixels),
         tokenizer,

@@ -102,8 +102,8 @@ def start_at_unit_scale(net: Any, waves: Tensor) -> None:
 
     for module in net.modules():
         if isinstance(module, OobleckResidualUnit):
-            module.conv2.weight_g.zero_()
-            module.conv2.bias.zero_()
+            torch.nn.init.zeros_(module.conv2.get_parameter("weight_g"))
+            torch.nn.init.zeros_(module.conv2.get_parameter("bias"))
     k = net.config.decoder_input_channels
     layer = net.encoder.conv2  # weight-normed
     mean = net.encode(waves).latent_dist.mean  # (n, C, T_a)
