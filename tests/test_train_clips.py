@@ -15,8 +15,8 @@ from syncflow.cli import main
 from syncflow.train.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIPS = ("dog_beagle_bark", "drum_kit_man", "hammer_spoon", "chopping_cabbage", "tennis_child", "sewing_machine")
-CLIPS += ("keyboard_piano", "puppies_bark", "marimba", "tabla_boy", "anvil_hammer", "sheep_bleat")
+CLIPS = ["dog_beagle_bark", "drum_kit_man", "hammer_spoon", "chopping_cabbage", "tennis_child", "sewing_machine"]
+CLIPS += ["keyboard_piano", "puppies_bark", "marimba", "tabla_boy", "anvil_hammer", "sheep_bleat"]
 STEPS = 120
 # Mean loss of the last quarter of steps, of the first quarter. Joint training begins where the others ended.
 AT_MOST = {"1_video": 0.6, "2_audio": 0.92, "3_joint": 0.97}
