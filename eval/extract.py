@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -195,7 +195,8 @@ class VideoMae:
     def __init__(self, path: Path) -> None:
         from transformers import VideoMAEModel
 
-        self.network = VideoMAEModel.from_pretrained(path).to(device()).eval()
+        self.network: Any = VideoMAEModel.from_pretrained(path)
+        self.network.to(device()).eval()
 
     @torch.inference_mode()
     def features(self, clip: ClipFile) -> Features:

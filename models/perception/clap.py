@@ -26,7 +26,8 @@ class TransformersClap:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         from transformers import AutoProcessor, ClapModel
 
-        self.network = ClapModel.from_pretrained(path).to(device).eval()
+        self.network: Any = ClapModel.from_pretrained(path)
+        self.network.to(device).eval()
         self.processor = AutoProcessor.from_pretrained(path)
         self.sample_rate: int = self.processor.feature_extractor.sampling_rate
         self.device = device

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class PasstNetwork(nn.Module):
         super().__init__()
         from timm.models.vision_transformer import Block
 
-        width, norm = config.width, partial(nn.LayerNorm, eps=1e-6)
+        width = config.width
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.cls_token, self.dist_token = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
         self.new_pos_embed = nn.Parameter(torch.zeros(1, 2, width))
         self.freq_new_pos_embed = nn.Parameter(torch.zeros(1, width, _BANDS // _STRIDE, 1))
