@@ -132,9 +132,11 @@ class Engine:
             eps=config.optimizer.eps,
         )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        self.engine, *_ = deepspeed.initialize(
-            model=Objective(model, config), optimizer=optimizer, config=deepspeed_json(config, ranks.world_size)
-        )
+        settings = deepspeed_json(config, ranks.world_size)
+        # DeepSpeed sets aside a buffer of so many gradients, by default of 2 GB, however small the model is.
+        elements = sum(_shape(p).numel() for p in self.trained.values())
+        settings["zero_optimization"]["reduce_bucket_size"] = min(elements, 500_000_000)
+        self.engine, *_ = deepspeed.initialize(model=Objective(model, config), optimizer=optimizer, config=settings)
         for name, buffer in buffers.items():
             # With bf16 DeepSpeed rounds buffers too, and with them the frequencies of positions.
             owner, _, key = name.rpartition(".")
