@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -195,7 +195,7 @@ class VideoMae:
     def __init__(self, path: Path) -> None:
         from transformers import VideoMAEModel
 
-        self.network: Any = VideoMAEModel.from_pretrained(path)
+        self.network = cast(Any, VideoMAEModel.from_pretrained(path))
         self.network.to(device()).eval()
 
     @torch.inference_mode()

@@ -29,7 +29,7 @@ def server_python() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
             venv.create(FOLDER, with_pip=True, clear=True)
-            install = [python, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15", MOTO]
+            install = [str(python), "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15", MOTO]
             made = subprocess.run(install, capture_output=True, text=True)
             if made.returncode != 0:
                 problem = (made.stderr.strip() or "no word").splitlines()[-1]
@@ -41,7 +41,7 @@ def server_python() -> Path:
 @contextmanager
 def s3_server(log: Path) -> Iterator[str]:
     """The server's endpoint URL, for as long as the context lasts."""
-    command = [server_python(), "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    command = [str(server_python()), "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("wb") as out:
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     try:

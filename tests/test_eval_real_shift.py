@@ -15,7 +15,7 @@ from syncflow.eval.damage import Stream, shift
 from syncflow.eval.onset_offset import Events, median_offset, seen_events
 from syncflow.sync import impact_strength, sound_against
 
-STRUCK = (
+STRUCK: tuple[str, ...] = (
     "drum",
     "hammer",
     "chopping",

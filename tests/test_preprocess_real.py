@@ -102,11 +102,11 @@ def check(clips: list[Path], folder: Path) -> None:
     originals: dict[str, Original] = {}
     frames = told = heard = 0
     for sample in open_dataset(str(folder / "dataset")):
-        path = sample.record.source
-        if path not in originals:
-            originals = {path: original(path)}
-        heard += check_sound(sample, originals[path])
-        told += check_pictures(sample, originals[path])
+        source = sample.record.source
+        if source not in originals:
+            originals = {source: original(source)}
+        heard += check_sound(sample, originals[source])
+        told += check_pictures(sample, originals[source])
         frames += sample.record.valid_frames
     assert heard >= 0.9 * summary.card.kept
     assert told >= 0.5 * frames, "most pictures are distinct enough to say when they are shown"

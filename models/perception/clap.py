@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class TransformersClap:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         from transformers import AutoProcessor, ClapModel
 
-        self.network: Any = ClapModel.from_pretrained(path)
+        self.network = cast(Any, ClapModel.from_pretrained(path))
         self.network.to(device).eval()
         self.processor = AutoProcessor.from_pretrained(path)
         self.sample_rate: int = self.processor.feature_extractor.sampling_rate
