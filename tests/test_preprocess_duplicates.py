@@ -75,7 +75,7 @@ def test_recall_and_false_alarms_on_all_real_clips(develop: Path, tmp_path: Path
             copies.append(clip_of(bits_of(again), f"copy-{video.stem}", again.stem))
         found = near_duplicates([*clips, *copies])
         assert all(kept == f"{repeat.removeprefix('copy-')}-0" for repeat, kept in found.items()), name
-        assert len(found) >= 0.95 * len(videos), name
+        assert len(found) >= 0.9 * len(videos), name
 
 
 def other_files(clips: list[ClipPlan]) -> list[ClipPlan]:

@@ -65,7 +65,11 @@ def check_sound(sample: StoredSample, source: Original) -> bool:
     if np.abs(true).max() < 1e-3:
         return False
     assert abs(lag_ms(found, true)) < 1, sample.record.id
-    assert np.corrcoef(found, true)[0, 1] > 0.95, sample.record.id
+    # Half a millisecond apart is as it should be: ffmpeg closes gaps from 20 ms on, and we begin where timestamps say.
+    fits = [
+        np.corrcoef(np.roll(found, shift), true)[0, 1] for shift in range(-SAMPLE_RATE // 1000, SAMPLE_RATE // 1000)
+    ]
+    assert max(fits) > 0.95, sample.record.id
     return True
 
 
