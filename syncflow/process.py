@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,15 @@ _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def die_with_parent() -> None:
-    """Linux: SIGKILL this process when its parent dies, so that a killed job leaves nothing running behind."""
+def die_with_parent(parent: int) -> None:
+    """Linux: SIGKILL this process when process `parent`, which started it, dies: a killed job leaves nothing running.
+
+    A parent that died before it was asked for is no parent any more, and nothing would be sent.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:

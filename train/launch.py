@@ -28,7 +28,7 @@ from syncflow.train.engine import ALONE
 from syncflow.train.hosts import JOIN_S, meet
 
 PREEMPTED, LOST, STALLED = 75, 3, 4
-_REPORTS = "SYNCFLOW_RANK_REPORTS"
+_REPORTS, _LAUNCHER = "SYNCFLOW_RANK_REPORTS", "SYNCFLOW_LAUNCHER"
 
 
 class JobError(UserError):
@@ -69,7 +69,7 @@ def run_rank(work: Callable[[], int]) -> int:
     """Run as a rank: whatever ends it is reported to the launcher, which prints it once."""
     if _REPORTS not in os.environ:
         return work()
-    die_with_parent()
+    die_with_parent(int(os.environ[_LAUNCHER]))
     try:
         code = work()
         if code:
@@ -141,7 +141,7 @@ def launch(config: StageConfig, argv: list[str]) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="syncflow-ranks-") as reports:
-        os.environ[_REPORTS] = reports
+        os.environ[_REPORTS], os.environ[_LAUNCHER] = reports, str(os.getpid())
         os.environ.pop(ALONE, None)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.engine.threads))
         meeting = meet(config.rendezvous) if config.nodes > 1 else None
@@ -168,7 +168,7 @@ def launch(config: StageConfig, argv: list[str]) -> int:
                 elastic_launch(torchrun, sys.executable)("-u", "-m", "syncflow", "train", *argv)
             except Exception as error:
                 failed = _describe(error, config)
-        del os.environ[_REPORTS]
+        del os.environ[_REPORTS], os.environ[_LAUNCHER]
         return _verdict([json.loads(p.read_text()) for p in Path(reports).glob("*.json")], failed, stop.signal)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from syncflow.errors import UserError
 from syncflow.models.text import identify_text_encoder
+from syncflow.process import die_with_parent
 from syncflow.samples import ChannelStats, DatasetCard, ShardMarker, open_dataset
 from syncflow.samples import Dataset as ClipDataset
 from syncflow.train.collate import MicroBatch, collate
@@ -94,7 +96,7 @@ def training_batches(
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_die_with_parent if workers else None,
+        worker_init_fn=partial(_die_with, os.getpid()) if workers else None,
         collate_fn=_unchanged,
     )
     step: list[MicroBatch] = []
@@ -111,10 +113,8 @@ def _unchanged(item: object) -> object:
     return item
 
 
-def _die_with_parent(worker: int) -> None:
-    from syncflow.train.launch import die_with_parent
-
-    die_with_parent()
+def _die_with(parent: int, worker: int) -> None:
+    die_with_parent(parent)
 
 
 def open_source(
