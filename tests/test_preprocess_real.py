@@ -65,7 +65,7 @@ def check_sound(sample: StoredSample, source: Original) -> bool:
     if np.abs(true).max() < 1e-3:
         return False
     assert abs(lag_ms(found, true)) < 1, sample.record.id
-    # Half a millisecond apart is as it should be: ffmpeg closes gaps from 20 ms on, and we begin where timestamps say.
+    # How far apart was judged above; this asks whether it is the same sound.
     fits = [
         np.corrcoef(np.roll(found, shift), true)[0, 1] for shift in range(-SAMPLE_RATE // 1000, SAMPLE_RATE // 1000)
     ]
