@@ -99,11 +99,6 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
     codecs, dataset, train, clips = out / "autoencoders", out / "dataset", out / "train", out / "generated"
     checkpoint = ("--checkpoint", str(train / "3_joint" / "model"))
     sampler = ("--steps", str(config.sampling_steps), "--seed", str(config.seed))
-    codec_steps = tuple(
-        flag
-        for kind, count in (("video", config.video_autoencoder_steps), ("audio", config.audio_autoencoder_steps))
-        for flag in (f"--{kind}.steps", str(count))
-    )
     # Rendered clips are judged themselves too, by their known event times; a user's videos may be hours long.
     reference = str(out / "reference")
     judged: tuple[str, ...] = ("--generated", str(clips), reference, "--reference", str(videos))
@@ -118,8 +113,8 @@ def steps(config: DemoConfig, out: Path) -> list[Step]:
             "autoencoders",
             "train a small video and a small audio autoencoder",
             ("train", str(CONFIGS / "0_autoencoders.yaml"), "--input", str(videos), "--output", str(codecs))
-            + codec_steps
-            + track,
+            + ("--video.steps", str(config.video_autoencoder_steps))
+            + ("--audio.steps", str(config.audio_autoencoder_steps), *track),
             codecs / "done.json",
         ),
         Step(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from syncflow.models.perception.layers import Mlp
 from syncflow.models.perception.pictures import CLIP_MEAN, CLIP_STD, normalised
 from syncflow.models.perception.sounds import resample
 
@@ -44,15 +45,6 @@ class ImageBindConfig:
     text: TowerSize = TowerSize(1024, 24, 16)
     dimensions: int = 1024
     side: int = 224
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from syncflow.models.perception.layers import Mlp
+
 CLASSES = 21
 SEGMENT_FRAMES, MEL_BANDS, MEL_FRAMES = 16, 128, 66
 _CUBE_FRAMES, _PATCH, _MEL_STRIDE = 2, 16, 10
@@ -63,15 +65,6 @@ class DividedAttention(nn.Module):
         out = attend(rows.flatten(0, 1), seen[0].flatten(0, 1), seen[1].flatten(0, 1), self.heads).view(rows.shape)
         out = out.transpose(1, 2) if along_time else out
         return self.proj(torch.cat([first, out.flatten(1, 2)], dim=1))
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(x)))
 
 
 class PictureBlock(nn.Module):
