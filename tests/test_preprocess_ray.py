@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import smallest_autoencoders
 
-from syncflow.models.autoencoders import AutoencoderSpec
-from syncflow.models.autoencoders.nano import (
-    NanoAudioConfig,
-    NanoVideoConfig,
-    new_nano_audio_autoencoder,
-    new_nano_video_autoencoder,
-)
 from syncflow.preprocess.config import PreprocessConfig, RayConfig
 from syncflow.preprocess.run import preprocess
 from syncflow.preprocess.work import Work
@@ -60,12 +54,8 @@ class TrappedWorker(Worker):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> PreprocessConfig:
-    folder = tmp_path_factory.mktemp("weights")
-    new_nano_video_autoencoder(0, NanoVideoConfig(block_out_channels=(8, 8, 8, 8))).save_pretrained(folder / "video")
-    new_nano_audio_autoencoder(0, NanoAudioConfig(decoder_channels=4)).save_pretrained(folder / "audio")
     return PreprocessConfig(
-        video_autoencoder=AutoencoderSpec(kind="image", path=str(folder / "video")),
-        audio_autoencoder=AutoencoderSpec(kind="oobleck", path=str(folder / "audio")),
+        **smallest_autoencoders(tmp_path_factory.mktemp("weights")),
         text="online",
         shard_clips=4,
         batch=2,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from syncflow.models.autoencoders import AutoencoderSpec
 from syncflow.models.autoencoders.nano import (
+    NanoAudioConfig,
     NanoVideoConfig,
     new_nano_audio_autoencoder,
     new_nano_video_autoencoder,
@@ -43,6 +45,16 @@ def random_model(config: ModelConfig = TINY, seed: int = 0) -> DualDiT:
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def smallest_autoencoders(folder: Path) -> dict[str, Any]:
+    """The two settings of preprocessing that name autoencoders, of the kinds nano uses, saved in `folder`."""
+    new_nano_video_autoencoder(0, NanoVideoConfig(block_out_channels=(8, 8, 8, 8))).save_pretrained(folder / "video")
+    new_nano_audio_autoencoder(0, NanoAudioConfig(decoder_channels=4)).save_pretrained(folder / "audio")
+    return {
+        "video_autoencoder": AutoencoderSpec(kind="image", path=str(folder / "video")),
+        "audio_autoencoder": AutoencoderSpec(kind="oobleck", path=str(folder / "audio")),
+    }
 
 
 def make_model_dir(folder: Path, config: ModelConfig = TINY, seed: int = 0) -> Path:
