@@ -85,8 +85,13 @@ class CrossAttention(nn.Module):
             q = rotate(q, rotation)
         if nb != b:
             q = q.unflatten(0, (b, nb // b)).transpose(1, 2).flatten(2, 3)  # (B, h, nN, d)
-        mask = None if key_mask is None else key_mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, kv.key, kv.value, attn_mask=mask)
+        mask, value = None, kv.value
+        if key_mask is not None:
+            # Softmax over nothing is undefined: where there is nothing to attend to, nothing is what is seen.
+            present = key_mask.any(dim=1)[:, None]
+            mask = (key_mask | ~present)[:, None, None, :]
+            value = value * present[:, :, None, None].to(value.dtype)
+        out = F.scaled_dot_product_attention(q, kv.key, value, attn_mask=mask)
         if nb != b:
             out = out.unflatten(2, (nb // b, length)).transpose(1, 2).flatten(0, 1)  # (nB, h, N, d)
         return self.proj(out.transpose(1, 2).reshape(nb, length, e))

@@ -76,6 +76,12 @@ def read_config(
     if config.get("skip_y_embedder"):
         raise UserError("these Open-Sora weights were saved without their caption embedder (skip_y_embedder)")
     known = {key: value for key, value in config.items() if key not in _NOT_SHAPE and not key.startswith("_")}
+    if known.keys() - VideoTowerConfig.model_fields.keys():
+        # A configuration saved in full has what every model of the hub has, from label names to decoding options.
+        from transformers import PretrainedConfig
+
+        of_any_model = PretrainedConfig().to_dict().keys()
+        known = {key: value for key, value in known.items() if key not in of_any_model}
     return validate(VideoTowerConfig, {"pred_sigma": True, "qk_norm": qk_norm, **known}, "Open-Sora configuration")
 
 

@@ -143,9 +143,9 @@ class VideoTower(nn.Module):
         y: Tensor,
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
-        fps: Tensor | None = None,
-        height: Tensor | None = None,
-        width: Tensor | None = None,
+        fps: Tensor | float | None = None,
+        height: Tensor | float | None = None,
+        width: Tensor | float | None = None,
         null_text: Tensor | None = None,
     ) -> Tensor:
         """Open-Sora's call.
@@ -154,8 +154,8 @@ class VideoTower(nn.Module):
             x: (B, C, T, H, W) noisy latents.
             timestep: (B,) 1000 at noise, 0 at data.
             y: (B, 1, L, D) or (B, L, D) text states; mask: (B, L), 0 at padding.
-            x_mask: (B, T) true where a frame is noisy, false where it is given clean.
-            fps, height, width: (B,) frames per second and size in pixels.
+            x_mask: (B, T in patches) true where a frame is noisy, false where it is given clean.
+            fps, height, width: frames per second and size in pixels, (B,) or one for all.
             null_text: (B,) true where the caption is replaced by the null caption.
         Returns:
             (B, C or 2·C, T, H, W) float32.
@@ -163,8 +163,12 @@ class VideoTower(nn.Module):
         if fps is None or height is None or width is None:
             raise TypeError("VideoTower needs fps, height and width")
         text = self.encode_text(y.flatten(0, 1) if y.dim() == 4 else y, mask, null_text)
-        size = torch.stack([height, width], dim=-1).expand(x.shape[0], 2)
-        tokens, conditions = self.begin(x, timestep, text, fps.expand(x.shape[0]), size, x_mask)
+        rate, rows, cols = (
+            torch.as_tensor(value, dtype=torch.float32, device=x.device).flatten().expand(x.shape[0])
+            for value in (fps, height, width)
+        )
+        noisy = None if x_mask is None else x_mask.bool()
+        tokens, conditions = self.begin(x, timestep, text, rate, torch.stack([rows, cols], dim=-1), noisy)
         for i in range(self.config.depth):
             tokens = self.layer(i, tokens, conditions)
         return self.end(tokens, conditions, x)
@@ -175,11 +179,7 @@ class VideoTower(nn.Module):
         if mask is None:
             return TextContext(tokens, None)
         mask = mask.reshape(mask.shape[0], -1).bool()
-        mask = mask.repeat(len(tokens) // len(mask), 1)  # one mask may serve the caption and its null caption
-        present = mask.any(dim=1)
-        # Softmax over nothing is undefined: an example without text attends to zeros, as if it added nothing.
-        tokens = tokens * present[:, None, None].to(tokens.dtype)
-        return TextContext(tokens, mask | ~present[:, None])
+        return TextContext(tokens, mask.repeat(len(tokens) // len(mask), 1))  # one may serve caption and null caption
 
     def keep_text(self, text: TextContext) -> TextContext:
         """The same text with the keys and values of every block computed once, for sampling."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_stdit3 import plain_stdit3
 from safetensors.torch import load_file, save_file
 from tiny import TINY, random_model
 from torch import Tensor
@@ -72,7 +73,14 @@ def test_video_tower_equals_the_public_code(shared: Path, sigma: bool) -> None:
 
 def test_weights_load_from_the_hubs_layout(shared: Path, tmp_path: Path) -> None:
     weights, about, _ = golden(shared)
-    runtime = {"model_type": "STDiT3", "enable_flash_attn": True, "class_dropout_prob": 0.1, "input_size": [None] * 3}
+    runtime = {
+        "return_dict": True,
+        "id2label": {"0": "LABEL_0"},
+        "model_type": "STDiT3",
+        "enable_flash_attn": True,
+        "class_dropout_prob": 0.1,
+        "input_size": [None] * 3,
+    }
     (tmp_path / "config.json").write_text(json.dumps({**about["config"], **runtime}))
     state = load_file(weights)
     names = sorted(state)
@@ -155,6 +163,40 @@ def test_a_ragged_mask_is_the_text_cut_short(shared: Path) -> None:
         torch.testing.assert_close(call(tower, short, about), together[i : i + 1], atol=1e-5, rtol=1e-4)
     same = {**io, "mask": io["mask"][:1]}
     torch.testing.assert_close(call(tower, same, about)[:1], together[:1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("other", "shape"),
+    [
+        ({}, (2, 5, 9, 7)),
+        ({"depth": 1, "hidden_size": 72, "num_heads": 6, "qk_norm": False}, (1, 1, 4, 6)),
+        ({"patch_size": [2, 1, 3], "in_channels": 3, "pred_sigma": False}, (2, 3, 5, 4)),
+        ({"mlp_ratio": 2.5, "input_sq_size": 512, "caption_channels": 48, "model_max_length": 20}, (3, 2, 3, 10)),
+    ],
+)
+def test_other_configurations_equal_the_plain_twin(other: dict[str, Any], shape: tuple[int, ...], shared: Path) -> None:
+    """Odd and oblong sides, clean frames, captions with gaps and one without any token, other widths and patches."""
+    config = {**golden(shared)[1]["config"], **other}
+    tower = VideoTower(VideoTowerConfig(**config)).eval()
+    g = torch.Generator().manual_seed(sum(shape))
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g) * parameter[0].numel() ** -0.5)
+    batch, frames, rows, cols = shape
+    length = config["model_max_length"]
+    x = torch.randn(batch, config["in_channels"], frames, rows, cols, generator=g)
+    timestep, y = (
+        1000 * torch.rand(batch, generator=g),
+        torch.randn(batch, length, config["caption_channels"], generator=g),
+    )
+    mask = torch.rand(batch, length, generator=g) < 0.5
+    mask[0] = False
+    noisy = torch.rand(batch, -(-frames // config["patch_size"][0]), generator=g) < 0.5
+    where = {"fps": 24.0, "height": 8.0 * rows, "width": 8.0 * cols + 4}
+    with torch.no_grad():
+        ours = tower(x, timestep, y, mask=mask, x_mask=noisy, **where)
+        plain = plain_stdit3(tower.state_dict(), config, x, timestep, y, mask, noisy, **where)
+    torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-4)
 
 
 # -- positions -----------------------------------------------------------------------------------------------------
