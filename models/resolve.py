@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -117,21 +117,26 @@ def identity_hash(folder: Path, config_names: Iterable[str] = ("config.json",)) 
     files = [file for file in files if file.suffix == ".safetensors"] or files
     if not files:
         raise UserError(f"{folder} holds no weights ({', '.join(_WEIGHTS)})")
-    configs = tuple(folder / name for name in config_names)
-    return _identity_hash(configs, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return hash_of([json.loads((folder / name).read_text()) for name in config_names], files)
+
+
+def hash_of(configs: Iterable[Mapping[str, object]], files: Iterable[Path]) -> str:
+    """`identity_hash` of configurations and files of weights wherever they are."""
+    meanings = tuple(json.dumps(_meaning(config), sort_keys=True) for config in configs)
+    return _hash_of(meanings, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @lru_cache(maxsize=32)
-def _identity_hash(configs: tuple[Path, ...], files: tuple[tuple[Path, int, int], ...]) -> str:
+def _hash_of(configs: tuple[str, ...], files: tuple[tuple[Path, int, int], ...]) -> str:
     total = hashlib.sha256()
     for config in configs:
-        total.update(json.dumps(_meaning(json.loads(config.read_text())), sort_keys=True).encode())
+        total.update(config.encode())
     parts = sorted(part for file, _, _ in files for part in _hashed_parts(file))
     total.update(json.dumps(parts).encode())
     return total.hexdigest()
 
 
-def _meaning(config: dict[str, object]) -> dict[str, object]:
+def _meaning(config: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in _INCIDENTAL}
 
 
@@ -142,7 +147,10 @@ def _hashed_parts(file: Path) -> Iterator[tuple[str, str]]:
             yield file.name, hashlib.file_digest(stream, "sha256").hexdigest()
             return
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
+        try:
+            header = json.loads(stream.read(size))
+        except (ValueError, MemoryError, OverflowError) as error:
+            raise UserError(f"{file} is no safetensors file, or cut short; copy or download it again") from error
         for name, tensor in header.items():
             if name == "__metadata__":
                 continue

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from syncflow.errors import UserError
 from syncflow.models.autoencoders import AutoencoderSpec, load_video_autoencoder
-from syncflow.models.autoencoders.opensora import SHIFT, OpenSoraNet
+from syncflow.models.autoencoders.opensora import SHIFT, OpenSoraAutoencoder, OpenSoraNet
 from syncflow.models.autoencoders.opensora_temporal import CausalConv3d
 
 
@@ -80,6 +80,34 @@ def test_the_public_configuration_is_the_default():
     weights = sum(p.numel() for p in net.parameters())
     assert 390e6 < weights < 400e6  # 83.7 M spatial, 309 M temporal
     assert net.shift.shape == (1, len(SHIFT), 1, 1, 1)
+
+
+def test_a_file_and_a_folder_are_the_same_autoencoder(golden, shared):
+    autoencoder, io, _ = golden
+    reference = shared / "reference" / "opensora_vae_a"
+    by_file = OpenSoraAutoencoder.from_open_sora(f"{reference}_weights.safetensors", reference.with_suffix(".json"))
+    assert by_file.identity.sha256 == autoencoder.identity.sha256
+    assert torch.equal(by_file.encode(io["frames"]).mean, autoencoder.encode(io["frames"]).mean)
+    config = json.loads(reference.with_suffix(".json").read_text())
+    whole = OpenSoraAutoencoder.from_open_sora(f"{reference}_weights.safetensors", {**config, "micro_frame_size": None})
+    assert whole.latent_shape(33, 16, 16)[1] == 9  # one chunk, however long
+    first = whole.encode(io["frames"][:, :, :17]).mean
+    torch.testing.assert_close(first, io["mean"][:, :, :5], atol=1e-4, rtol=1e-4)
+
+
+def test_other_widths_are_named_as_in_the_public_code(golden):
+    """The two halves may speak of other numbers of channels; what the temporal half does not have is refused."""
+    config = json.loads((golden[2] / "config.json").read_text())
+    temporal = {**config["temporal"], "latent_embed_dim": 6, "embed_dim": 5, "type": "VAE_Temporal_SD"}
+    other = {**config, "spatial": {**config["spatial"], "latent_channels": 8}, "temporal": temporal, "scale": 2.0}
+    net = OpenSoraNet({**other, "shift": [0.0] * 5})
+    assert net.temporal_vae.encoder.conv_in.conv.in_channels == 8
+    assert net.scale.shape == (1, 5, 1, 1, 1)
+    mean, std = net.temporal_vae.encode(torch.randn(1, 8, 6, 2, 3))
+    assert mean.shape == std.shape == (1, 5, 2, 2, 3)
+    assert net.temporal_vae.decode(mean, 6).shape == (1, 8, 6, 2, 3)
+    with pytest.raises(UserError, match=r"temporal\.filter .*known: filters"):
+        OpenSoraNet({**config, "temporal": {"filter": 16}})
 
 
 def test_missing_weights_are_named(golden, tmp_path):

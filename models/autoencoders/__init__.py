@@ -15,7 +15,7 @@ from syncflow.errors import UserError
 from syncflow.models.autoencoders.codec import load_dac, load_encodec
 from syncflow.models.autoencoders.image import load_image
 from syncflow.models.autoencoders.oobleck import load_oobleck
-from syncflow.models.autoencoders.opensora import SCALE, load_opensora
+from syncflow.models.autoencoders.opensora import load_opensora, temporal_config
 from syncflow.models.autoencoders.protocol import AudioAutoencoder, Posterior, VideoAutoencoder
 from syncflow.models.autoencoders.video import load_cogvideox, load_hunyuan, load_ltx, load_wan
 from syncflow.models.resolve import check_identity, identity_hash, located, resolve
@@ -64,7 +64,7 @@ class Family:
 
 VIDEO = {
     "image": Family(load_image, lambda config: config["latent_channels"]),
-    "opensora": Family(load_opensora, lambda config: len(config.get("scale", SCALE))),
+    "opensora": Family(load_opensora, lambda config: temporal_config(config).embed_dim),
     "wan": Family(load_wan, lambda config: config["z_dim"]),
     "cogvideox": Family(load_cogvideox, lambda config: config["latent_channels"]),
     "ltx": Family(load_ltx, lambda config: config["latent_channels"]),
@@ -123,7 +123,7 @@ def _identify(kinds: dict[str, Family], field: str, spec: AutoencoderSpec) -> tu
         channels = kinds[spec.kind].channels(json.loads((folder / "config.json").read_text()))
     except FileNotFoundError:
         raise UserError(f"{field}.path: {folder} has no config.json, so it is not a saved autoencoder") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{field}.path: {folder}/config.json is not that of kind {spec.kind}") from error
     identity = EncoderIdentity(kind=spec.kind, path=spec.path, sha256=identity_hash(folder), channels=channels)
     check_identity(identity, spec.sha256, f"{field}.path")
@@ -136,7 +136,7 @@ def _load(
     identity, folder = _identify(kinds, field, spec)
     try:
         autoencoder = kinds[spec.kind].load(spec, folder, identity, torch.device(device), dtype)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{field}.path: {folder} cannot be read as kind {spec.kind}: {first_line(error)}") from error
     if spec.tiling:
         tile = getattr(autoencoder.net, "enable_tiling", None)

@@ -7,6 +7,7 @@ Source: hub repository hpcai-tech/OpenSora-VAE-v1.2, whose folder (config.json, 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from syncflow.clock import LatentGrid, causal_grid
 from syncflow.errors import UserError
 from syncflow.models.autoencoders.opensora_temporal import TemporalConfig, TemporalVAE
 from syncflow.models.autoencoders.protocol import Posterior, check_frames
+from syncflow.models.resolve import hash_of
+from syncflow.models.weights import read_weights
 from syncflow.samples import EncoderIdentity
 
 if TYPE_CHECKING:
@@ -51,20 +53,23 @@ class _Frames(nn.Module):
 
 
 class OpenSoraNet(nn.Module):
-    """The public weights' module tree; `config` is config.json, where `spatial` and `temporal` may override."""
+    """The public weights' module tree.
+
+    `config` is config.json; `spatial` (AutoencoderKL's own names) and `temporal` (`TemporalConfig`) in it override.
+    """
 
     shift: Tensor
     scale: Tensor
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        temporal: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config.get("temporal", {}).items()
-        }
-        self.spatial_vae = _Frames({**SPATIAL, **config.get("spatial", {})})
-        self.temporal_vae = TemporalVAE(TemporalConfig(**temporal))
-        self.register_buffer("shift", torch.tensor(config.get("shift", SHIFT)).view(1, -1, 1, 1, 1))
-        self.register_buffer("scale", torch.tensor(config.get("scale", SCALE)).view(1, -1, 1, 1, 1))
+        spatial = {**SPATIAL, **config.get("spatial", {})}
+        temporal = temporal_config(config, in_out_channels=spatial["latent_channels"])
+        self.spatial_vae = _Frames({key: value for key, value in spatial.items() if not key.startswith("_")})
+        self.temporal_vae = TemporalVAE(temporal)
+        for name, default in (("shift", SHIFT), ("scale", SCALE)):
+            value = torch.tensor(config.get(name, default), dtype=torch.float32).view(1, -1, 1, 1, 1)
+            self.register_buffer(name, value.expand(1, temporal.embed_dim, 1, 1, 1).clone())
 
     def enable_tiling(self) -> None:
         self.spatial_vae.module.enable_tiling()
@@ -74,16 +79,45 @@ class OpenSoraAutoencoder:
     """32 frames become 5 + 4 latent frames; the first of each chunk of 17 holds a single frame."""
 
     def __init__(
-        self, net: OpenSoraNet, identity: EncoderIdentity, chunk_frames: int = 17, frames_at_once: int = 4
+        self, net: OpenSoraNet, identity: EncoderIdentity, chunk_frames: int | None = 17, frames_at_once: int = 4
     ) -> None:
+        """`chunk_frames` None codes a video as one chunk, however long."""
         self.net = net
         self.identity = identity
         self.chunk_frames = chunk_frames
         self.frames_at_once = frames_at_once
         self.stride = net.temporal_vae.config.stride
-        self.channels = net.temporal_vae.config.latent_channels
+        self.channels = net.temporal_vae.config.embed_dim
         self.spatial_multiple = 2 ** (len(net.spatial_vae.module.config.block_out_channels) - 1)
         self.dtype = next(net.parameters()).dtype
+
+    @classmethod
+    def from_open_sora(
+        cls,
+        weights: str | Path,
+        config: Mapping[str, Any] | str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        frames_at_once: int = 32,
+    ) -> OpenSoraAutoencoder:
+        """The autoencoder with Open-Sora's public weights.
+
+        Args:
+            weights: a .safetensors file, or a folder in the hub's layout (config.json, one file or shards).
+            config: their configuration as a mapping or a JSON file; None: config.json beside the weights.
+        Raises:
+            UserError: it cannot be read, or the weights are not of this configuration.
+        """
+        path = Path(weights)
+        state = read_weights(path)
+        if not isinstance(config, Mapping):
+            config = _read_config(Path(config) if config else (path if path.is_dir() else path.parent) / "config.json")
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        channels = temporal_config(config).embed_dim
+        identity = EncoderIdentity(kind="opensora", path=str(path), sha256=hash_of([config], files), channels=channels)
+        net = opensora_net(config, state).to(device, dtype)
+        return cls(net, identity, config.get("micro_frame_size", 17), frames_at_once)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Posterior:
@@ -110,8 +144,9 @@ class OpenSoraAutoencoder:
 
     def _chunks(self, num_frames: int) -> Iterator[tuple[int, int]]:
         """(first frame, number of frames) of each chunk."""
-        for first in range(0, num_frames, self.chunk_frames):
-            yield first, min(self.chunk_frames, num_frames - first)
+        chunk = self.chunk_frames or num_frames
+        for first in range(0, num_frames, chunk):
+            yield first, min(chunk, num_frames - first)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         check_frames(num_frames, height, width, self.spatial_multiple)
@@ -126,16 +161,40 @@ def load_opensora(
     spec: AutoencoderSpec, folder: Path, identity: EncoderIdentity, device: torch.device, dtype: torch.dtype
 ) -> OpenSoraAutoencoder:
     """The autoencoder in a folder of the hub's layout: config.json and safetensors."""
-    config = json.loads((folder / "config.json").read_text())
-    weights: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(file)
-    return OpenSoraAutoencoder(
-        opensora_net(config, weights).to(device, dtype),
-        identity,
-        chunk_frames=config.get("micro_frame_size") or 17,
-        frames_at_once=spec.frames_at_once,
-    )
+    loaded = OpenSoraAutoencoder.from_open_sora(folder, device=device, dtype=dtype, frames_at_once=spec.frames_at_once)
+    loaded.identity = identity
+    return loaded
+
+
+def temporal_config(config: Mapping[str, Any], **defaults: Any) -> TemporalConfig:
+    """Of the temporal half, from config.json.
+
+    Raises:
+        UserError: it names what that half does not have.
+    """
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in config.get("temporal", {}).items()}
+    # How the public code builds and activates it; the one activation of the public weights is ours too.
+    for key in ("type", "from_pretrained"):
+        given.pop(key, None)
+    if given.pop("activation_fn", "swish") != "swish":
+        raise UserError("temporal.activation_fn of this Open-Sora VAE is not swish, the only one known here")
+    known = [field.name for field in dataclasses.fields(TemporalConfig)]
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise UserError(f"temporal.{unknown[0]} of this Open-Sora VAE is not known; known: {', '.join(known)}")
+    return TemporalConfig(**{**defaults, **given})
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it should hold the configuration of the Open-Sora VAE") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return config
 
 
 def opensora_net(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> OpenSoraNet:
@@ -147,7 +206,8 @@ def opensora_net(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Op
     net = OpenSoraNet(config)
     given = dict(weights)
     for name in ("shift", "scale"):
-        given[name] = given[name].view(1, -1, 1, 1, 1) if name in given else net.get_buffer(name)
+        value = given.get(name, net.get_buffer(name)).view(1, -1, 1, 1, 1)
+        given[name] = value.expand_as(net.get_buffer(name)) if value.numel() == 1 else value
     try:
         net.load_state_dict(given)
     except RuntimeError as error:

@@ -16,14 +16,16 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class TemporalConfig:
-    """The defaults are the public weights'."""
+    """Under the public code's names; the defaults are the public weights'."""
 
     filters: int = 128
     num_res_blocks: int = 4
     num_groups: int = 32
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
     temporal_downsample: tuple[bool, ...] = (False, True, True)
-    latent_channels: int = 4
+    in_out_channels: int = 4
+    latent_embed_dim: int = 4
+    embed_dim: int = 4
 
     @property
     def stride(self) -> int:
@@ -70,7 +72,7 @@ class Encoder(nn.Module):
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
         widths = [config.filters * m for m in config.channel_multipliers]
-        self.conv_in = CausalConv3d(config.latent_channels, config.filters, 3, bias=False)
+        self.conv_in = CausalConv3d(config.in_out_channels, config.filters, 3, bias=False)
         inputs = [config.filters, *widths[:-1]]
         self.block_res_blocks = nn.ModuleList(_res_blocks(config, a, b) for a, b in zip(inputs, widths, strict=True))
         self.conv_blocks = nn.ModuleList(
@@ -79,7 +81,7 @@ class Encoder(nn.Module):
         )
         self.res_blocks = _res_blocks(config, widths[-1], widths[-1])
         self.norm1 = nn.GroupNorm(config.num_groups, widths[-1])
-        self.conv2 = CausalConv3d(widths[-1], 2 * config.latent_channels, 1)
+        self.conv2 = CausalConv3d(widths[-1], 2 * config.latent_embed_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -100,7 +102,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.doubled = config.temporal_downsample
         widths = [config.filters * m for m in config.channel_multipliers]
-        self.conv1 = CausalConv3d(config.latent_channels, widths[-1], 3)
+        self.conv1 = CausalConv3d(config.latent_embed_dim, widths[-1], 3)
         self.res_blocks = _res_blocks(config, widths[-1], widths[-1])
         inputs = [*widths[1:], widths[-1]]  # level i takes what level i + 1 gave
         self.block_res_blocks = nn.ModuleList(_res_blocks(config, a, b) for a, b in zip(inputs, widths, strict=True))
@@ -109,7 +111,7 @@ class Decoder(nn.Module):
             for width, doubled in zip(widths[1:], self.doubled, strict=True)
         )
         self.norm1 = nn.GroupNorm(config.num_groups, widths[0])
-        self.conv_out = CausalConv3d(widths[0], config.latent_channels, 3)
+        self.conv_out = CausalConv3d(widths[0], config.in_out_channels, 3)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv1(z)
@@ -138,8 +140,8 @@ class TemporalVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quant_conv = CausalConv3d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = CausalConv3d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = CausalConv3d(2 * config.latent_embed_dim, 2 * config.embed_dim, 1)
+        self.post_quant_conv = CausalConv3d(config.embed_dim, config.latent_embed_dim, 1)
         self.decoder = Decoder(config)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
