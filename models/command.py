@@ -48,7 +48,7 @@ class GenerateConfig(Config):
     video: Path | None = None
     """A video whose sound is wanted."""
     begin_with: Path | None = None
-    """An image, or a video with its sound if it has one, that the clip begins with; the rest is made."""
+    """An image, a video (with its sound if it has one) or sound alone, that the clip begins with; the rest is made."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels (default: the size the model was trained at)."""
     duration: float | None = None

@@ -74,21 +74,27 @@ class Encoders:
             video.append(torch.randn(video_shape, generator=generator))
         return torch.stack(video).to(self.device), torch.stack(audio).to(self.device)
 
-    def known(self, beginning: str | Path, shape: Shape) -> tuple[Known, Known | None]:
-        """The latents that a clip's beginning decides.
+    def known(self, beginning: str | Path, shape: Shape) -> tuple[Known | None, Known | None]:
+        """The video and audio latents that a clip's beginning decides.
 
         Raises:
-            UserError: it is shorter than the first latent frame of the video.
+            UserError: it is shorter than the first latent frame.
         """
         given = read_beginning(beginning, shape, self.card.sample_rate)
-        mask = covered(self.video.grid(shape.num_frames, shape.fps), given.end_s).to(self.device)
-        if not mask.any():
-            raise UserError(f"{beginning} is shorter than one latent frame of the video autoencoder; give a longer one")
-        video = Known(self.video_latents(given.frames), mask)
-        if given.waveform is None:
-            return video, None
-        mask = covered(self.audio.grid(shape.num_samples), given.end_s).to(self.device)
-        return video, Known(self.audio_latents(given.waveform), mask)
+        video = audio = None
+        if given.frames is not None:
+            mask = covered(self.video.grid(shape.num_frames, shape.fps), given.end_s).to(self.device)
+            video = Known(self.video_latents(given.frames), mask)
+        if given.waveform is not None:
+            mask = covered(self.audio.grid(shape.num_samples), given.end_s).to(self.device)
+            audio = Known(self.audio_latents(given.waveform), mask)
+        first = video or audio
+        if first is None or not first.mask.any():
+            what = "audio" if video is None else "video"
+            raise UserError(
+                f"{beginning} is shorter than one latent frame of the {what} autoencoder; give a longer one"
+            )
+        return video, audio
 
     def video_latents(self, frames: np.ndarray) -> Tensor:
         """Of (T, H, W, 3) uint8."""

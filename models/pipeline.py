@@ -19,7 +19,7 @@ from syncflow.clock import Span
 from syncflow.errors import UserError
 from syncflow.media import decode_span, probe
 from syncflow.models.autoencoders import AutoencoderSpec
-from syncflow.models.beginning import given_frames
+from syncflow.models.beginning import check_beginning
 from syncflow.models.checkpoints import ModelCard, load_model, save_model
 from syncflow.models.d_dit import DualDiT
 from syncflow.models.encoders import Encoders
@@ -114,7 +114,7 @@ class SyncFlowPipeline:
             guidance: 1 follows the caption as learned, more exaggerates it; default: the card's.
             video: a file, or frames (T, H, W, 3) uint8 at `fps`, whose sound is wanted.
             shown: how the given video is shown to the model (see generation.py).
-            beginning: an image or a video, with its sound if it has one, that the clip begins with.
+            beginning: an image, a video (with its sound if it has one) or sound alone, that the clip begins with.
             batch_size: clips computed together; above 1, bits may depend on what is beside a clip.
             on_step: called with steps done and steps in all.
         Raises:
@@ -230,7 +230,7 @@ class SyncFlowPipeline:
         if beginning is not None:
             if video is not None:
                 raise UserError("a video whose sound is wanted has its beginning; give one or the other")
-            given_frames(beginning, shape)
+            check_beginning(beginning, shape, card.sample_rate)
         return shape
 
     def _setting(self, prompts: Sequence[str], shape: Shape) -> Setting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from syncflow import cli
 from syncflow.clock import Span, causal_grid
 from syncflow.errors import UserError
-from syncflow.media import decode_span, probe, write_mp4
+from syncflow.media import decode_span, probe, read_sound, write_mp4
 from syncflow.models.beginning import covered
 from syncflow.models.flow import FlowConfig
 from syncflow.models.pipeline import SyncFlowPipeline
@@ -62,6 +63,33 @@ def test_an_image_is_the_first_frame(pipeline: SyncFlowPipeline, tmp_path: Path)
     (free,) = pipeline("rain", steps=1, duration_s=0.25)
     assert clip.frames.shape == (4, 64, 64, 3)
     assert not np.array_equal(clip.frames[0], free.frames[0])
+
+
+def test_sound_alone_is_continued(pipeline: SyncFlowPipeline, tmp_path: Path) -> None:
+    """The beginning of the sound is the file's, through the autoencoder; the video and the rest are made."""
+    noise = np.random.default_rng(0)
+    stereo = (0.3 * noise.standard_normal((24000, 1)) * np.array([1.0, 0.5])).astype(np.float32)  # 0.5 s at 48 kHz
+    with wave.open(str(tmp_path / "given.wav"), "wb") as out:
+        out.setnchannels(2)
+        out.setsampwidth(2)
+        out.setframerate(48000)
+        out.writeframes(np.round(stereo * 32767).astype("<i2").tobytes())
+    given = read_sound(tmp_path / "given.wav", 16000, Fraction(10))
+    assert len(given) == 8000
+    assert given.std() == pytest.approx(0.3 * 0.75 * (1 / 3) ** 0.5, rel=0.05)  # both channels, a third of the band
+    assert len(read_sound(tmp_path / "given.wav", 16000, Fraction(1, 4))) == 4000
+    (clip,) = pipeline("rain", beginning=tmp_path / "given.wav", steps=2, duration_s=1)
+    (free,) = pipeline("rain", steps=2, duration_s=1)
+    sound = pipeline.encoders.audio
+    again = sound.decode(sound.encode(torch.from_numpy(given)[None]).mean, 8000)[0].numpy()[:4000]
+    off = {name: np.linalg.norm(made.waveform[:4000] - again) for name, made in (("given", clip), ("free", free))}
+    assert off["given"] < 0.1 * off["free"]
+    assert np.array_equal(clip.frames, free.frames)  # nothing is told to the video tower
+    with pytest.raises(UserError, match=r"as long as the clip.*nothing is left"):
+        pipeline("rain", beginning=tmp_path / "given.wav", duration_s=0.25, steps=1)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "given.wav").read_bytes()[:44])
+    with pytest.raises(UserError, match="no sound that can be decoded"):
+        pipeline("rain", beginning=tmp_path / "cut.wav", duration_s=0.25, steps=1)
 
 
 def test_only_whole_latents_are_given() -> None:

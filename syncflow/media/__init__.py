@@ -8,6 +8,7 @@ PyAV probes (no ffprobe is needed), an ffmpeg process with a time limit decodes 
 from syncflow.media.decoding import Clip, Fit, decode_span
 from syncflow.media.probing import AudioInfo, MediaInfo, probe
 from syncflow.media.process import MediaError, ffmpeg_path, printable
+from syncflow.media.sound import read_sound
 from syncflow.media.writing import write_mp4, write_video, write_wav
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ffmpeg_path",
     "printable",
     "probe",
+    "read_sound",
     "write_mp4",
     "write_video",
     "write_wav",
