@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncflow.models.layers import Linear, RMSNorm
+from syncflow.models.layers import Linear, RMSNorm, Start
 from syncflow.models.positions import Rotation, rotate
 
 
@@ -25,13 +25,13 @@ class KeyValue:
 class SelfAttention(nn.Module):
     """Attention within a sequence, with optional RMS-norm of queries and keys and rotary positions."""
 
-    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False, last: Start = "xavier") -> None:
         super().__init__()
         self.heads = heads
         self.qkv = Linear(width, 3 * width)
         self.q_norm: nn.Module = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(width // heads) if qk_norm else nn.Identity()
-        self.proj = Linear(width, width)
+        self.proj = Linear(width, width, start=last)
 
     def forward(self, x: Tensor, rotation: Rotation | None = None, key_mask: Tensor | None = None) -> Tensor:
         """x (B, N, E); key_mask (B, N) bool, true where a token may be attended to."""
@@ -50,12 +50,12 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention from a sequence of width E to another of width `context`."""
 
-    def __init__(self, width: int, heads: int, context: int | None = None) -> None:
+    def __init__(self, width: int, heads: int, context: int | None = None, *, last: Start = "xavier") -> None:
         super().__init__()
         self.heads = heads
         self.q_linear = Linear(width, width)
         self.kv_linear = Linear(context or width, 2 * width)
-        self.proj = Linear(width, width)
+        self.proj = Linear(width, width, start=last)
 
     def key_value(self, context: Tensor, rotation: Rotation | None = None) -> KeyValue:
         """(B, M, E_context) -> keys (turned by `rotation`) and values."""

@@ -17,16 +17,20 @@ from syncflow.models.positions import Rotation, index_positions, seconds_positio
 
 
 class AudioLayer(nn.Module):
-    """x = norm(x + self-attention(x)); x = norm(x + cross-attention(x, adaptor)); x = norm(x + MLP(x))."""
+    """x = norm(x + self-attention(x)); x = norm(x + cross-attention(x, adaptor)); x = norm(x + MLP(x)).
+
+    Every branch starts at zero, so that a new tower hands its input on: with post-norm, branches of random weights
+    drown it under three norms a layer, and the loss stays at that of silence (docs/model.md has figures).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads = config.audio.hidden_size, config.audio.num_heads
-        self.attn = SelfAttention(width, heads)
+        self.attn = SelfAttention(width, heads, last="zero")
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attn = CrossAttention(width, heads, context=config.video.hidden_size)
+        self.cross_attn = CrossAttention(width, heads, context=config.video.hidden_size, last="zero")
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * config.audio.mlp_ratio))
+        self.mlp = Mlp(width, int(width * config.audio.mlp_ratio), last="zero")
         self.norm3 = nn.LayerNorm(width)
 
     def forward(

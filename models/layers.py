@@ -53,10 +53,12 @@ class RMSNorm(nn.Module):
 class Mlp(nn.Module):
     """Linear, GELU (tanh), Linear."""
 
-    def __init__(self, width: int, hidden: int, out: int | None = None, *, start: Start = "xavier") -> None:
+    def __init__(
+        self, width: int, hidden: int, out: int | None = None, *, start: Start = "xavier", last: Start | None = None
+    ) -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden, start=start)
-        self.fc2 = Linear(hidden, out or width, start=start)
+        self.fc2 = Linear(hidden, out or width, start=last or start)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
