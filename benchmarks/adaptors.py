@@ -5,7 +5,8 @@
 The world is small enough for one CPU core: a blob of 16 × 8 pixels under gravity, a burst in an 80-frame, 8-channel
 "audio latent" at each bounce. Stage 1 (video alone) is trained once and shared; stage 2 (adaptors and audio tower)
 is trained per adaptor from the same start. Score: F1 of bounces heard within ±80 ms on unseen videos.
-With -o, what is in results.json already is kept, so the adaptors can be run one by one.
+With -o, what is in results.json already is kept, so the adaptors can be run one by one. `--seed` starts adaptors and
+audio tower otherwise; the worlds and the video tower stay.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--adaptors", default=",".join(ADAPTORS))
     parser.add_argument("--steps", type=int, default=1200, help="of stage 2, per adaptor")
     parser.add_argument("--video-steps", type=int, default=300, help="of stage 1, once")
+    parser.add_argument("--seed", type=int, default=0, help="of the start of stage 2")
     parser.add_argument("-o", "--output", type=Path, default=None)
     args = parser.parse_args()
 
@@ -192,7 +194,7 @@ def main() -> None:
     for name in args.adaptors.split(","):
         if name in results:
             continue
-        torch.manual_seed(0)
+        torch.manual_seed(args.seed)
         model = DualDiT(ModelConfig(video=VIDEO, adaptor=ADAPTORS[name], audio=audio))
         model.video.load_state_dict(tower)
         start = time.process_time()
