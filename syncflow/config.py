@@ -80,12 +80,22 @@ def _cli(tyro: Any, cls: type[C], default: C | None, argv: Sequence[str], prog: 
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(cls, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **keywords)
-    except ValidationError as error:
-        raise UserError(f"command line: {_explain(cls, error)}") from error
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"command line: {_one_line(said.getvalue())} (`{prog} --help` explains every option)") from None
+        message = _one_line(said.getvalue())
+        if (error := _refusal(stop)) is not None:
+            section = message.removeprefix("Error parsing ").split(":")[0]
+            message = ("" if section == cls.__name__ else f"{section}.") + _explain(cls, error)
+        raise UserError(f"command line: {message} (`{prog} --help` explains every option)") from None
+
+
+def _refusal(stop: BaseException) -> ValidationError | None:
+    """What pydantic said against the flags, where that is why tyro stopped."""
+    cause = stop.__context__
+    while cause is not None and not isinstance(cause, ValidationError):
+        cause = cause.__context__
+    return cause
 
 
 def _one_line(box: str) -> str:

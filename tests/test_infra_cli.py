@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 import tyro
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from syncflow.cli import COMMANDS, main
 from syncflow.config import Config, load, save
@@ -20,7 +20,7 @@ from syncflow.errors import UserError
 class Optimizer(Config):
     """How weights move."""
 
-    lr: float = 1e-3
+    lr: float = Field(default=1e-3, gt=0)
     """Learning rate."""
     warmup: int = 10
     """Steps of linear warm-up."""
@@ -83,8 +83,10 @@ def test_a_missing_configuration_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_flags_are_checked_like_the_file() -> None:
-    with pytest.raises(UserError, match="longer than steps 5"):
+    with pytest.raises(UserError, match=r"^command line: optimizer\.warmup 10 is longer than steps 5 \("):
         load(Job, None, ["--steps", "5"])
+    with pytest.raises(UserError, match=r"^command line: optimizer\.lr: .*greater than 0, got -1\.0 \("):
+        load(Job, None, ["--optimizer.lr", "-1"])
     for flags, says in (
         (["--stepz", "5"], "Unrecognized options: --stepz, 5; did you mean --steps INT?"),
         (["--steps", "many"], "Error parsing --steps.*'many'"),
