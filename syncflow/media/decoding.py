@@ -26,8 +26,13 @@ _SEEK_AFTER_S = 4
 _SEEK_EARLY_S = 1
 """How far before the span reading begins at least, after a seek: sound may lie ahead of its picture in the file,
 and sound decoders need some packets before their output is right."""
+_NO_SEEK = frozenset({"mpeg", "ogg"})
+"""Containers read from their start: after a seek the sound of program streams begins within a packet, which decoders
+complain of, and that of Ogg with a time up to 10 ms off."""
 _TIE_US = 1000
 """Of two equally near pictures the earlier is taken, also where a container rounds timestamps to 1 ms."""
+_LEAST_SOUND_S = Fraction(1, 20)
+"""Sound that ends so soon after the span begins is left out: ffmpeg fails where nothing of a stream is left."""
 
 
 @dataclass
@@ -95,7 +100,7 @@ def decode_span(
                 **{"frames:v": num_frames},
             )
         ]
-        if sample_rate:
+        if sample_rate and _is_heard(info, span):
             outputs.append(
                 _sound(file, info, span, sample_rate, num_samples).output(f"pipe:{samples.fileno()}", f="f32le")
             )
@@ -113,6 +118,10 @@ def decode_span(
             raise MediaError("decode_errors", info.path, f"{span} cannot be decoded: {why}")
         raise MediaError("too_short", info.path, f"has no picture in {span}; it ends at {float(info.duration_s):.3f} s")
     frames[valid_frames:] = frames[valid_frames - 1]
+    # As every frame, the end came early by half the time of the last: that is shown up to the end of the picture.
+    shown = min(num_frames, ticks_in(info.duration_s - span.start_s, fps))
+    if valid_frames < shown <= valid_frames + math.ceil(_most_early_s(info, fps) * fps):
+        valid_frames = shown
     waveform[valid_end:] = 0
     valid_samples = (0, 0)
     if sample_rate and info.audio is not None:
@@ -143,7 +152,12 @@ def _fill(array: np.ndarray, file: BinaryIO) -> int:
 def _input(info: MediaInfo, span: Span) -> Any:
     """The file, by its own timestamps, read from a keyframe before the span where it begins late enough."""
     options: dict[str, Any] = {"copyts": None, "protocol_whitelist": "file,pipe"}
-    keyframe_s = _keyframe_before(info, span.start_s) if span.start_s > _SEEK_AFTER_S else None
+    if info.still:
+        options["f"] = info.container
+        if info.container == "image2":  # a name such as a%03d.png is no series
+            options["pattern_type"] = "none"
+    worth = span.start_s > _SEEK_AFTER_S and info.container not in _NO_SEEK
+    keyframe_s = _keyframe_before(info, span.start_s) if worth else None
     if keyframe_s is not None:
         options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{float(keyframe_s) + 0.001:.6f}"}
     return ffmpeg.input(FILE, **options)
@@ -184,7 +198,7 @@ def _pictures(file: Any, info: MediaInfo, span: Span, fps: Fraction, size: tuple
     `fps`, which shows at each tick the last frame that is due, shows the nearest. After a pause of the picture
     (variable frame rate) it is due at most half a tick or half a nominal frame ahead: a pause is really seen."""
     start_us = round((info.zero_s + span.start_s) * 1_000_000)
-    most_us = 500_000 / float(min(fps, info.rate or fps)) * 1.02
+    most_us = 1_000_000 * _most_early_s(info, fps)
     early = f"if(isnan(PREV_INPTS),0,max(0,min({most_us:.3f},(PTS-PREV_INPTS)/2)-{_TIE_US}))"
     stream = (
         file[str(info.video_index)]
@@ -208,14 +222,29 @@ def _pictures(file: Any, info: MediaInfo, span: Span, fps: Fraction, size: tuple
     return stream.filter("setsar", 1)
 
 
+def _most_early_s(info: MediaInfo, fps: Fraction) -> float:
+    """How long before its time a frame is due at most."""
+    return 0.51 / float(min(fps, info.rate or fps))
+
+
+def _is_heard(info: MediaInfo, span: Span) -> bool:
+    """Whether the source's sound goes on into the span."""
+    return info.audio is not None and info.audio.start_s + info.audio.duration_s > span.start_s + _LEAST_SOUND_S
+
+
 def _sound(file: Any, info: MediaInfo, span: Span, sample_rate: int, num_samples: int) -> Any:
     """The filters of the sound stream: placed by its timestamps, gaps above 20 ms filled, mixed to mono."""
     assert info.audio is not None
+    time = "PTS"
+    if info.container == "ogg":
+        # At the edges of its pages a packet comes late by a part of a block: the samples are counted instead.
+        counted = "(STARTPTS+NB_CONSUMED_SAMPLES)"
+        time = f"if(lt(abs(PTS-{counted}),0.02*SR),{counted},PTS)"
     start_s = info.zero_s + span.start_s + info.audio.late_s
     return (
         file[str(info.audio.index)]
         .filter("asettb", f"1/{info.audio.sample_rate}")
-        .filter("asetpts", f"PTS-{round(start_s * info.audio.sample_rate)}")
+        .filter("asetpts", f"{time}-{round(start_s * info.audio.sample_rate)}")
         .filter(
             "aresample",
             sample_rate,

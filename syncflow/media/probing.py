@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +18,8 @@ from syncflow.media.process import MediaError
 
 _SQUARE = Fraction(1, 100)
 """Pixels this near to square are: encoders round the aspect of odd sizes."""
+_STILL = re.compile(r"image2|\w+_pipe")
+"""libavformat's demuxers of still images: by file name, and by content."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class MediaInfo:
     """What a file holds."""
 
     path: str
+    container: str
+    """libavformat's name of the container, or of the kind of still image."""
     duration_s: Fraction
     """Of the picture, from zero to the end of its last frame."""
     zero_s: Fraction
@@ -52,6 +57,10 @@ class MediaInfo:
     video_codec: str
     video_index: int
     audio: AudioInfo | None
+
+    @property
+    def still(self) -> bool:
+        return _STILL.fullmatch(self.container) is not None
 
 
 def probe(path: str | Path) -> MediaInfo:
@@ -76,7 +85,7 @@ def probe(path: str | Path) -> MediaInfo:
 
 def open_container(path: str) -> Any:
     """The file opened to be read; nothing in it may make the demuxer open anything but files."""
-    return av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+    return av.open(f"file:{path}", options={"protocol_whitelist": "file", "pattern_type": "none"})
 
 
 def _probe(path: str, container: Any) -> MediaInfo:
@@ -113,6 +122,7 @@ def _probe(path: str, container: Any) -> MediaInfo:
         )
     return MediaInfo(
         path=path,
+        container=container.format.name,
         duration_s=end_s - zero_s,
         zero_s=zero_s,
         width=width,
@@ -177,27 +187,32 @@ def packets_of(container: Any, streams: Sequence[Any]) -> Iterator[Any]:
 
 def _ends(container: Any, streams: Sequence[Any]) -> dict[int, Fraction]:
     """Container time at which the packets of each stream end, read from the file and not from its header."""
-    last: dict[int, int] = {}  # in ticks of the stream: a Fraction per packet would take longer than reading it
+    # (time, end) of the last shown, in ticks of the stream: a Fraction per packet would take longer than reading it.
+    last: dict[int, tuple[int, int]] = {}
     frame_ticks = {s.index: round(_frame_s(s) / s.time_base) if s.type == "video" else 0 for s in streams}
 
     def read() -> None:
         for packet in packets_of(container, streams):
             if packet.pts is not None and packet.size:
+                # Not the latest end: where pictures are reordered, some containers give the time to the next packet.
                 index = packet.stream_index
-                end = packet.pts + (packet.duration or frame_ticks[index])
-                if end > last.get(index, end - 1):
-                    last[index] = end
+                if index not in last or packet.pts > last[index][0]:
+                    last[index] = (packet.pts, packet.pts + (packet.duration or frame_ticks[index]))
 
+    promised_s: Any = math.inf
     if container.duration:
         start = container.start_time or 0
+        tail = max(start, start + container.duration - av.time_base)
+        promised_s = Fraction(tail, av.time_base)
         with contextlib.suppress(av.FFmpegError):
-            container.seek(max(start, start + container.duration - av.time_base))
+            container.seek(tail)
             read()
-    if len(last) < len(streams):  # nothing near the promised end: read what there is
+    # Where a stream has nothing near the promised end, its last packet may lie before the place that was sought.
+    if any(s.index not in last or last[s.index][1] * s.time_base < promised_s for s in streams):
         with contextlib.suppress(av.FFmpegError):
             container.seek(container.start_time or 0)
         read()
-    return {s.index: last[s.index] * s.time_base for s in streams if s.index in last}
+    return {s.index: last[s.index][1] * s.time_base for s in streams if s.index in last}
 
 
 def _av_message(error: BaseException) -> str:
