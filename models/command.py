@@ -20,10 +20,11 @@ from syncflow import config as configuration
 from syncflow.clock import parse_rate
 from syncflow.config import Config
 from syncflow.errors import UserError
-from syncflow.models.outputs import MANIFEST, read_manifest, slug, write_clip, write_manifest
-from syncflow.models.prompts import Request, check_prompt, parse_size, read_prompts
+from syncflow.models.outputs import MANIFEST, check_folder, read_manifest, slug, write_clip, write_manifest
+from syncflow.models.prompts import MAX_SEED, Request, check_prompt, parse_size, read_prompts
 
 if TYPE_CHECKING:
+    from syncflow.models.guidance import Guidance
     from syncflow.models.pipeline import Generated, SyncFlowPipeline
 
 
@@ -70,11 +71,11 @@ class GenerateConfig(Config):
     shown: Literal["clean", "noised", "fresh", "once"] = "clean"
     """How a given video is shown to the model: clean, noised as in training with fixed or fresh noise, or once for
     all steps (fastest)."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     """Seed of each prompt's first clip."""
     num: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=["-n"])] = 1
     """Clips per prompt, with seeds seed, seed + 1, …"""
-    formats: tuple[Literal["mp4", "wav", "gif"], ...] = ("mp4",)
+    formats: Annotated[tuple[Literal["mp4", "wav", "gif"], ...], Field(min_length=1)] = ("mp4",)
     """Files to write of each clip."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Clips computed together; above 1, their last bits may depend on each other."""
@@ -87,21 +88,25 @@ class GenerateConfig(Config):
 def main(argv: list[str]) -> int:
     config = configuration.load(GenerateConfig, None, argv, "syncflow generate")
     requests = read_requests(config)
+    check_folder(config.output)
     settings = _settings(config)
     pipeline = _open(config)
-    written = kept = 0
-    config.output.mkdir(parents=True, exist_ok=True)
+    settings["guidance"] = _guidance(config, pipeline.card.guidance)
     rows = read_manifest(config.output)
     identity = _identity(pipeline, _checkpoint(config))
     plan = _plan(config, requests, settings, pipeline, identity)
-    missing = [job for job in plan if not _is_made(config.output, rows, job)]
-    kept = len(plan) - len(missing)
+    missing = [job for job in plan if not _is_made(config, rows, job)]
+    written, kept = 0, len(plan) - len(missing)
+    config.output.mkdir(parents=True, exist_ok=True)
     with _progress(len(missing), config.steps) as progress:
         for group in _groups(missing, config.batch_size):
             for job, clip in zip(group, _run(pipeline, group, config, settings, progress), strict=True):
-                _write(config, job, clip)
-                rows[job.row["uri"]] = job.row
-                write_manifest(config.output, rows)
+                try:
+                    _write(config, job, clip)
+                    rows[job.row["uri"]] = job.row
+                    write_manifest(config.output, rows)
+                except OSError as error:
+                    raise UserError(f"{config.output} cannot be written: {error.strerror or error}") from error
                 written += 1
     already = f", {kept} were there already" if kept else ""
     print(f"{written} clips written to {config.output}{already}; listed in {config.output / MANIFEST}")
@@ -124,17 +129,19 @@ def read_requests(config: GenerateConfig) -> list[Request]:
     return requests
 
 
-def _settings(config: GenerateConfig) -> dict[str, Any]:
-    """Arguments of the pipeline that hold for every clip."""
-    from syncflow.config import validate
+def _guidance(config: GenerateConfig, usual: float) -> Guidance:
+    """What the flags say of guidance; `usual` where they leave it to the checkpoint."""
     from syncflow.models.guidance import Guidance
 
-    guidance = None
-    if config.guidance is not None or config.audio_guidance is not None:
-        video = config.guidance if config.guidance is not None else 1.0
-        audio = config.audio_guidance if config.audio_guidance is not None else video
-        values = {"video": video, "audio": audio, "interval": config.guidance_interval}
-        guidance = validate(Guidance, {**values, "rescale": config.guidance_rescale}, "command line")
+    video = usual if config.guidance is None else config.guidance
+    audio = video if config.audio_guidance is None else config.audio_guidance
+    values = {"video": video, "audio": audio, "interval": config.guidance_interval, "rescale": config.guidance_rescale}
+    return configuration.validate(Guidance, values, "command line")
+
+
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    """Arguments of the pipeline that hold for every clip, but for the guidance."""
+    _guidance(config, usual=1.0)
     try:
         fps = None if config.fps is None else parse_rate(config.fps)
     except ValueError as error:
@@ -145,7 +152,6 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
         "fps": fps,
         "steps": config.steps,
         "solver": config.solver,
-        "guidance": guidance,
         "shown": config.shown,
         "beginning": config.begin_with,
     }
@@ -172,6 +178,8 @@ def _open(config: GenerateConfig) -> SyncFlowPipeline:
     from syncflow.models.pipeline import SyncFlowPipeline
 
     try:
+        if config.device is not None:
+            torch.zeros(1, device=config.device).item()  # a device that is not there, or does not compute, says so here
         return SyncFlowPipeline.from_pretrained(folder, device=config.device, dtype=getattr(torch, config.dtype))
     except (RuntimeError, AssertionError) as error:
         if config.device is None:
@@ -197,7 +205,6 @@ def _plan(
     identity: str,
 ) -> list[_Job]:
     jobs: list[_Job] = []
-    card = pipeline.card
     for request in requests:
         pipeline.check(
             size=settings["size"], duration_s=config.duration, fps=settings["fps"], video=request.video,
@@ -211,7 +218,7 @@ def _plan(
             f"{config.fps}fps".replace("/", "_") if config.fps else "",
         ]
         name = "-".join([slug(request.prompt), *[mark for mark in marks if mark]])
-        made_with = {**settings, "guidance": repr(settings["guidance"] or card.guidance), "dtype": config.dtype}
+        made_with = {**settings, "guidance": repr(settings["guidance"]), "dtype": config.dtype}
         for seed in range(config.seed, config.seed + config.num):
             row: dict[str, Any] = {
                 **request.extra,
@@ -238,9 +245,10 @@ def _identity(pipeline: SyncFlowPipeline, folder: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns} {pipeline.card.model_dump_json()} {encoders}"
 
 
-def _is_made(folder: Path, rows: dict[str, dict[str, Any]], job: _Job) -> bool:
-    row = rows.get(job.row["uri"])
-    return row is not None and row.get("made_with") == job.row["made_with"] and (folder / job.row["uri"]).is_file()
+def _is_made(config: GenerateConfig, rows: dict[str, dict[str, Any]], job: _Job) -> bool:
+    row, path = rows.get(job.row["uri"]), config.output / job.row["uri"]
+    same = row is not None and row.get("made_with") == job.row["made_with"]
+    return same and all(path.with_suffix(f".{kind}").is_file() for kind in config.formats)
 
 
 def _groups(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[_Job]]:

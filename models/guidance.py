@@ -11,6 +11,9 @@ from torch import Tensor
 
 from syncflow.config import Config
 
+MAX_GUIDANCE = 100
+"""Beyond, a velocity is nothing but the difference of two; public models are used with 1 to 15."""
+
 
 class Guidance(Config):
     """How strongly the caption is followed, by modality."""
@@ -26,8 +29,9 @@ class Guidance(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Guidance:
-        if min(self.video, self.audio) < 0:
-            raise ValueError(f"guidance must not be negative, got {min(self.video, self.audio)}")
+        for scale in (self.video, self.audio):
+            if not 0 <= scale <= MAX_GUIDANCE:
+                raise ValueError(f"guidance must lie between 0 and {MAX_GUIDANCE}, got {scale}")
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise ValueError(f"interval must be start <= end within 0 and 1, got {self.interval}")
         if not 0 <= self.rescale <= 1:

@@ -5,18 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncflow.errors import UserError
-from syncflow.files import write_whole
+from syncflow.files import replacing, write_whole
 from syncflow.media import write_mp4, write_wav
 
 if TYPE_CHECKING:
     from syncflow.models.pipeline import Generated
 
 MANIFEST = "manifest.jsonl"
+
+
+def check_folder(folder: Path) -> None:
+    """
+    Raises:
+        UserError: no folder can be made there, or nothing written into it.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"-o {folder}: {there} is a file; give a folder")
+    try:
+        # Asked of the system by doing it: rights, quotas and read-only disks do not all show in a folder's mode.
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"-o {folder}: nothing can be written into {there}: {error.strerror}") from error
 
 
 def slug(prompt: str, length: int = 48) -> str:
@@ -44,7 +60,8 @@ def _write_gif(path: Path, clip: Generated) -> None:
     from PIL import Image
 
     frames = [Image.fromarray(frame) for frame in clip.frames]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=float(1000 / clip.fps), loop=0)
+    with replacing(path) as whole:
+        frames[0].save(whole, save_all=True, append_images=frames[1:], duration=float(1000 / clip.fps), loop=0)
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -53,7 +70,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         return {row["uri"]: row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of this command ({error}); choose another -o folder") from error

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from syncflow.clock import Span
+from syncflow.config import validate
 from syncflow.errors import UserError
 from syncflow.media import decode_span, probe
 from syncflow.models.autoencoders import AutoencoderSpec
@@ -26,7 +27,7 @@ from syncflow.models.encoders import Encoders
 from syncflow.models.flow import shift_ratio
 from syncflow.models.generation import Setting, Shown, generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
-from syncflow.models.prompts import check_prompt
+from syncflow.models.prompts import MAX_SEED, check_prompt
 from syncflow.models.sampler import SOLVERS, time_grid
 from syncflow.models.shapes import Shape, check_shape, choose_shape
 
@@ -73,7 +74,10 @@ class SyncFlowPipeline:
         )
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model, card, device, dtype)
+        try:
+            return cls(model, card, device, dtype)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model directory that holds copies of its autoencoders, so that it can be moved."""
@@ -167,11 +171,14 @@ class SyncFlowPipeline:
             raise UserError(f"no solver {solver!r}; known: {', '.join(SOLVERS)}")
         if steps < 1:
             raise UserError(f"steps must be at least 1, got {steps}")
+        seeds = [seed for _, seed in jobs]
+        if not 0 <= min(seeds) <= max(seeds) <= MAX_SEED:
+            raise UserError(f"seeds must lie between 0 and 2⁶³ - 1, got {min(seeds)} to {max(seeds)}")
         guidance = self.card.guidance if guidance is None else guidance
         if not isinstance(guidance, Guidance):
-            guidance = Guidance(video=guidance, audio=guidance)
+            guidance = validate(Guidance, {"video": guidance, "audio": guidance}, "guidance")
         shape = self.check(size=size, duration_s=duration_s, fps=fps, video=video, beginning=beginning)
-        noise = self.encoders.noise(shape, [seed for _, seed in jobs])
+        noise = self.encoders.noise(shape, seeds)
         times = time_grid(steps, shift_ratio(shape.width * shape.height, shape.num_frames, self.card.flow))
 
         def step(_: int) -> None:

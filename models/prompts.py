@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from syncflow.errors import UserError
+from syncflow.media import printable
 
 MAX_PROMPT_WORDS = 5_000
+MAX_SEED = 2**63 - 1
 
 
 @dataclass
@@ -26,8 +28,10 @@ class Request:
 def check_prompt(prompt: str) -> None:
     """
     Raises:
-        UserError: nothing to say, or a book.
+        UserError: nothing to say, or a book, or bytes that are no text.
     """
+    if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise UserError(f"a prompt is not text in UTF-8: {printable(prompt[:60])}")
     if not prompt.strip():
         raise UserError('a prompt is empty; say what is to be seen and heard, for example "a dog barks"')
     words = len(prompt.split())
@@ -38,26 +42,40 @@ def check_prompt(prompt: str) -> None:
 
 
 def read_prompts(path: Path) -> Iterator[Request]:
-    """A prompt a line from .txt; rows {"prompt" or "caption": …, "video": optional path, …} from .jsonl."""
+    """A prompt a line from .txt; rows {"prompt" or "caption": …, "video": optional path, …} from .jsonl.
+
+    Raises:
+        UserError: it cannot be read; or a row that cannot be used, with its number.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a file of prompts: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if path.suffix != ".jsonl":
-            yield Request(line.strip())
-            continue
+        request = _row(path, number, line) if path.suffix == ".jsonl" else Request(line.strip())
         try:
-            row = json.loads(line)
-            prompt = row.pop("prompt", None) or row.pop("caption")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(
-                f'{path}:{number}: want a row such as {{"prompt": "a dog barks"}}, got {line[:60]}'
-            ) from error
+            check_prompt(request.prompt)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        yield request
+
+
+def _row(path: Path, number: int, line: str) -> Request:
+    try:
+        row = json.loads(line)
+        prompt = row.pop("prompt", None) or row.pop("caption")
         video = row.pop("video", None)
-        yield Request(str(prompt), None if video is None else path.parent / video, row)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        prompt = video = None
+    if not isinstance(prompt, str) or not isinstance(video, str | None):
+        raise UserError(f'{path}:{number}: want a row such as {{"prompt": "a dog barks"}}, got {printable(line[:60])}')
+    if video is None:
+        return Request(prompt, None, row)
+    if not (path.parent / video).is_file():
+        raise UserError(f"{path}:{number}: {printable(video)}: no such file beside {path.name}")
+    return Request(prompt, path.parent / video, row)
 
 
 def parse_size(text: str) -> tuple[int, int]:

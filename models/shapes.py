@@ -56,6 +56,8 @@ def choose_shape(
             f"duration must be more than 0 and at most {LONGEST_PERIOD_S:g} s, the longest time that the model's "
             f"positions tell apart; got {float(duration):g} s"
         )
+    if duration_s is not None and duration * rate < 1 and given_s is None:
+        raise UserError(f"{float(duration):g} s is shorter than one frame at {rate} fps; ask for more")
     num_frames = ticks_in(duration, rate)
     return Shape(width, height, num_frames, ticks_in(num_frames / rate, Fraction(card.sample_rate)), rate)
 

@@ -277,7 +277,17 @@ def test_command_writes_clips_and_merges_the_manifest(
         (["x", "--duration", "1e7"], "at most 40 s"),
         (["x", "--fps", "0"], "rate must be positive"),
         (["x", "--steps", "0"], "steps"),
-        (["x", "--guidance", "-1"], "must not be negative"),
+        (["x", "--guidance", "-1"], "between 0 and 100"),
+        (["x", "--guidance", "nan"], "between 0 and 100"),
+        (["x", "--audio-guidance", "1e9"], "between 0 and 100"),
+        (["x", "--guidance-interval", "0.9", "0.1"], "start <= end"),
+        (["x", "--guidance-rescale", "3"], "between 0 and 1"),
+        (["x", "--seed", "-1"], "seed: input should be greater"),
+        (["x", "-n", "0"], "num: input should be greater"),
+        (["x", "--formats"], "formats"),
+        (["x", "--duration", "0.001"], "shorter than one frame"),
+        (["x", "--device", "meta"], "--device meta"),
+        (["a\udcffb"], "not text in UTF-8"),
         (["x", "--video", "nothing.mp4"], "no such file"),
         (["x", "--begin-with", "nothing.png"], "no such file"),
         (["x", "--duration", "-1"], "duration must be more than 0"),
@@ -305,12 +315,96 @@ def test_videos_without_pictures_are_refused(
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("this is no video")
     for name, message in (("sound.wav", "no video stream"), ("empty.mp4", "empty"), ("text.mp4", "not a readable")):
-        for flag in ("--video", "--begin-with"):
+        # A clip may begin with sound alone; a video whose sound is wanted must be one.
+        for flag in ("--video",) if name == "sound.wav" else ("--video", "--begin-with"):
             argv = ["x", flag, tmp_path / name, "--checkpoint", tiny_model_dir, "-o", tmp_path / "out"]
             assert generate(*argv) == 2
             error = capsys.readouterr().err.strip()
             assert message in error
             assert "\n" not in error
+
+
+def test_a_bad_row_of_many_is_named_before_anything_is_made(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [json.dumps({"prompt": f"dog {i}"}) for i in range(1000)]
+    for bad, message in (
+        ('{"prompt": 5}', "want a row"),
+        ('{"prompt": "x", "video": 3}', "want a row"),
+        ('{"prompt": "x", "video": "none.mp4"}', "none.mp4: no such file"),
+        ("nonsense", "want a row"),
+        (json.dumps({"prompt": "word " * 6000}), "6,000 words"),
+    ):
+        (tmp_path / "prompts.jsonl").write_text("\n".join([*good[:700], bad, *good[700:]]))
+        argv = ["--prompts", tmp_path / "prompts.jsonl", "--checkpoint", tiny_model_dir, "-o", tmp_path / "out"]
+        assert generate(*argv) == 2
+        error = capsys.readouterr().err.strip()
+        assert f"prompts.jsonl:701: {message}" in error.replace("a prompt has ", "").replace(
+            "want a row such", "want a row"
+        )
+        assert "\n" not in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_cannot_be_written_are_said_before_the_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        assert generate("x", "--checkpoint", tmp_path / "none", "-o", folder) == 2
+        assert "is a file; give a folder" in capsys.readouterr().err
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert generate("x", "--checkpoint", tmp_path / "none", "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert "nothing can be written" in error
+    assert "Permission denied" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_no_half_written_file(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, __: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    for kind in ("wav", "gif"):
+        argv = ["x", "--checkpoint", tiny_model_dir, "-o", tmp_path, "--steps", "1", "--duration", "0.25"]
+        assert generate(*argv, "--formats", kind) == 2
+        assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+        assert not list(tmp_path.iterdir())
+
+
+def test_guidance_flags_hold_without_a_scale(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """--guidance-interval alone changes when the checkpoint's own guidance is at work."""
+    made = []
+    for flags in ([], ["--guidance-interval", "0", "0"]):
+        argv = ["x", "--checkpoint", tiny_model_dir, "--steps", "1", "--duration", "0.25", "--formats", "wav"]
+        assert generate(*argv, *flags, "-o", tmp_path / str(len(flags))) == 0
+        made.append(next((tmp_path / str(len(flags))).glob("*.wav")).read_bytes())
+    assert made[0] != made[1]
+
+
+def test_prompts_with_any_line_break_keep_the_manifest_readable(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        argv = [
+            "a\u2028b\x85c\nd",
+            "--checkpoint",
+            tiny_model_dir,
+            "-o",
+            tmp_path,
+            "--steps",
+            "1",
+            "--duration",
+            "0.25",
+        ]
+        assert generate(*argv, "--seed", seed) == 0
+    rows = (tmp_path / "manifest.jsonl").read_text().split("\n")
+    assert [json.loads(row)["caption"] for row in rows if row] == ["a\u2028b\x85c\nd"] * 2
 
 
 def test_damaged_weights_are_one_line_of_the_command(
