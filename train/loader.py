@@ -138,10 +138,12 @@ def open_source(
         _check_model_fits(config, one)
     streams, buckets, shards = [], [], []
     for d, (dataset, item) in enumerate(zip(datasets, config.datasets, strict=True)):
-        total = sum(len(shard.samples) for shard in dataset.shards)
+        # A stage that learns sound passes over the clips without.
+        usable = [bucket for bucket in dataset.card.buckets if bucket.audio_shape or not config.flow.audio_weight]
+        total = sum(bucket.samples for bucket in usable)
         if not total:
             raise UserError(f"{dataset.path} holds no clips: see its rejects.jsonl")
-        for bucket in dataset.card.buckets:
+        for bucket in usable:
             if found := [shard for shard in dataset.shards if shard.bucket == bucket.name]:
                 shards.append(found)
                 streams.append(Stream(_sizes(found), item.weight * sum(_sizes(found)) / total))
