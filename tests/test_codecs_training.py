@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
+from safetensors.torch import save_file
 
 from syncflow.cli import main
 from syncflow.errors import UserError
@@ -23,6 +25,7 @@ from syncflow.models.autoencoders.oobleck import fold, unfold
 from syncflow.train import autoencoders
 from syncflow.train.autoencoder_data import list_sources
 from syncflow.train.autoencoder_losses import edge_loss, kl_to_standard_normal, onset_f1, psnr_db, stft_distance
+from syncflow.train.autoencoder_perceptual import PerceptualConfig, load_perceptual
 from syncflow.train.autoencoder_start import start_as_components, start_at_unit_scale
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,3 +234,60 @@ def test_losses_know_their_zeros():
     assert kl_to_standard_normal(torch.zeros(3), torch.ones(3)) == 0
     torch.testing.assert_close(kl_to_standard_normal(torch.ones(1), torch.ones(1)), torch.tensor(0.5))
     torch.testing.assert_close(psnr_db(torch.full((1,), 0.2), torch.zeros(1)), torch.tensor(20.0))
+
+
+@pytest.fixture(scope="module")
+def vgg16_folder(tmp_path_factory):
+    """VGG16 with random weights, saved as the hub's repository is: with a classifier that nobody needs."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vgg16")
+    state = {f"features.{name}": value for name, value in torchvision.models.vgg16().features.state_dict().items()}
+    save_file({**state, "head.fc.weight": torch.zeros(2, 3)}, folder / "model.safetensors")
+    return folder
+
+
+def test_perceptual_distance_is_a_distance_of_pictures(vgg16_folder):
+    distance, identity = load_perceptual(PerceptualConfig(path=str(vgg16_folder)))
+    g = torch.Generator().manual_seed(0)
+    picture = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8, generator=g), size=48, mode="bilinear") * 2 - 1
+    noise = 0.3 * torch.randn(picture.shape, generator=g)
+    assert distance(picture, picture) == 0
+    amounts = [distance(picture + share * noise, picture).item() for share in (0.1, 0.3, 1.0)]
+    assert 0 < amounts[0] < amounts[1] < amounts[2] < 10  # at most 2 for each of five layers
+    torch.testing.assert_close(distance(picture + noise, picture), distance(picture, picture + noise))
+
+    decoded = (picture + noise).requires_grad_()
+    target = picture.clone().requires_grad_()
+    distance(decoded, target).backward()
+    assert decoded.grad.abs().sum() > 0
+    assert target.grad is None
+    assert all(parameter.grad is None for parameter in distance.parameters())
+    moved = decoded.detach() - 1e-2 * decoded.grad / decoded.grad.norm()
+    assert distance(moved, picture) < distance(decoded, picture)
+
+    again, _ = load_perceptual(PerceptualConfig(path=str(vgg16_folder), sha256=identity.sha256))
+    assert again(picture + noise, picture) == distance(picture + noise, picture)
+
+
+def test_perceptual_weights_that_are_others_are_refused(vgg16_folder, tmp_path):
+    with pytest.raises(UserError, match=r"video\.perceptual\.path.*is wanted"):
+        load_perceptual(PerceptualConfig(path=str(vgg16_folder), sha256="0" * 64))
+    with pytest.raises(UserError, match=r"video\.perceptual\.path: no folder"):
+        load_perceptual(PerceptualConfig(path=str(tmp_path / "none")))
+    save_file({"features.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="does not hold VGG16"):
+        load_perceptual(PerceptualConfig(path=str(tmp_path)))
+
+
+def test_training_with_a_perceptual_network(vgg16_folder, config, impacts_dir, tmp_path, capsys):
+    """Its distance is a term of the loss and a figure of the validation; without it a line says what stands in."""
+    argv = ["--input", str(impacts_dir), "--audio.steps", "1", "--video.steps", "2"]
+    for flags, said in (([], "edges stand in"), (["--video.perceptual.path", str(vgg16_folder)], "judged by VGG16")):
+        notes, output = Notes(), tmp_path / said.split()[0]
+        autoencoders.main(config, [*argv, *flags, "--output", str(output)], notes)
+        assert said in capsys.readouterr().err
+        first = next(values for _, values in notes.logged)
+        metrics = json.loads((output / "done.json").read_text())["video"]["metrics"]
+        assert ("video/perceptual" in first) == bool(flags) == ("perceptual_distance" in metrics)
+        if flags:
+            assert first["video/perceptual"] > 0

@@ -20,7 +20,8 @@ def kl_to_standard_normal(mean: Tensor, std: Tensor) -> Tensor:
 def edge_loss(decoded: Tensor, target: Tensor, scales: int = 3) -> Tensor:
     """Mean absolute difference of horizontal and vertical differences, at full size and `scales` − 1 halvings.
 
-    It stands in for a perceptual network where none is at hand: it asks for edges in the right place.
+    It stands in for a perceptual network (autoencoder_perceptual.py) where none is at hand: it asks for edges in the
+    right place.
 
     Args:
         decoded, target: (n, 3, H, W).

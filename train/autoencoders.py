@@ -44,6 +44,7 @@ from syncflow.tracker import OpenTracker, TrackingConfig
 from syncflow.train.autoencoder_data import Clips, frame_batch, list_sources, load_clips, sound_batch
 from syncflow.train.autoencoder_loop import Task, fit
 from syncflow.train.autoencoder_losses import edge_loss, kl_to_standard_normal, onset_f1, psnr_db, stft_distance
+from syncflow.train.autoencoder_perceptual import LEAST_SIDE, PerceptualConfig, load_perceptual
 from syncflow.train.autoencoder_start import start_as_components, start_at_unit_scale
 
 START_FRAMES = 128  # looked at before the first step
@@ -51,7 +52,7 @@ START_CROPS = 8
 
 
 class VideoTraining(Config):
-    """Training of the video autoencoder: |error| weighted by motion + edges + KL."""
+    """Training of the video autoencoder: |error| weighted by motion + edges + what a VGG16 sees, if given, + KL."""
 
     net: NanoVideoConfig = NanoVideoConfig()
     """The network."""
@@ -65,6 +66,8 @@ class VideoTraining(Config):
     """How much more a pixel counts that differs from its clip's mean picture: small moving things are the subject."""
     edge_weight: float = 1.0
     """Weight of the multi-scale edge loss."""
+    perceptual: PerceptualConfig = PerceptualConfig()
+    """Distance of pictures in a trained network's features."""
     kl_weight: float = 1e-4
     """Weight of the KL divergence from a standard normal, per latent value."""
 
@@ -130,6 +133,8 @@ class AutoencodersConfig(Config):
         multiple = self.video.net.fold * 2 ** (len(self.video.net.block_out_channels) - 1)
         if self.width % multiple or self.height % multiple:
             raise ValueError(f"width and height must be multiples of {multiple}, which video.net halves away")
+        if self.video.perceptual.path and min(self.width, self.height) < LEAST_SIDE:
+            raise ValueError(f"width and height must be at least {LEAST_SIDE} for video.perceptual")
         if self.audio.crop_s > self.clip_s:
             raise ValueError("audio.crop_s must not be longer than clip_s")
         if any(ratio % 2 for ratio in self.audio.net.downsampling_ratios):
@@ -223,6 +228,13 @@ def _video_task(settings: AutoencodersConfig, clips: Clips, held_out: Clips) -> 
         start = frame_batch(clips, START_FRAMES, torch.Generator().manual_seed(settings.seed))[0]
         start_as_components(net, pixel_unshuffle(start, fold))
     net = net.to(device, memory_format=torch.channels_last)
+    perceptual = None
+    if training.perceptual.path:
+        perceptual, identity = load_perceptual(training.perceptual)
+        perceptual = perceptual.to(device, memory_format=torch.channels_last)
+        print(f"pictures are judged by VGG16 {identity.sha256[:16]} as well", file=sys.stderr)
+    else:
+        print("no perceptual network (video.perceptual.path is empty): edges stand in for it", file=sys.stderr)
 
     def code(frames: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         folded = pixel_unshuffle(frames.to(device), fold).contiguous(memory_format=torch.channels_last)
@@ -234,22 +246,28 @@ def _video_task(settings: AutoencodersConfig, clips: Clips, held_out: Clips) -> 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
         frames, motion = (x.to(device) for x in frame_batch(clips, training.batch, generator))
         decoded, mean, std = code(frames, generator)
-        return {
+        terms = {
             "pixels": ((1 + training.motion_weight * motion) * (decoded - frames).abs()).mean(),
             "edges": training.edge_weight * edge_loss(decoded, frames),
             "kl": training.kl_weight * kl_to_standard_normal(mean, std),
         }
+        if perceptual is not None:
+            terms["perceptual"] = training.perceptual.weight * perceptual(decoded, frames)
+        return terms
 
     shown = held_out.frames[:, :: max(1, held_out.frames.shape[1] // 8)].flatten(0, 1).float() / 127.5 - 1
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         decoded, mean, std = code(shown, None)
-        return {
+        figures = {
             "psnr_db": psnr_db(decoded, shown.to(device)).item(),
             "latent_std": mean.std().item(),
             "posterior_std": std.mean().item(),
         }
+        if perceptual is not None:
+            figures["perceptual_distance"] = perceptual(decoded, shown.to(device)).item()
+        return figures
 
     @torch.no_grad()
     def samples(folder: Path) -> list[Path]:
