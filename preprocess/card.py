@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from syncflow import __version__
 from syncflow.preprocess.config import PreprocessConfig
@@ -50,7 +51,7 @@ class Totals:
                 continue
             self._sum(name, values)
 
-    def channel_stats(self, kind: str) -> ChannelStats:
+    def channel_stats(self, kind: Literal["video", "audio"]) -> ChannelStats:
         """Mean and standard deviation per channel of latents drawn from the stored posteriors."""
         count = self.sums[f"{kind}_count"][0]
         mean = [s / count for s in self.sums[f"{kind}_sum"]]
@@ -95,10 +96,11 @@ def write_card(store: Store, config: PreprocessConfig, encoders: Encoders, total
     identities = encoders.identities
     rejected = by_reason(totals.rejected)
     encoding = ("video_autoencoder", "audio_autoencoder", "text_encoder")
+    sounding = "audio_count" in totals.sums  # where no clip has sound, nobody needs to know who would have encoded it
     card = DatasetCard(
         created_by=f"syncflow {__version__}",
         video_autoencoder=identities["video_autoencoder"],
-        audio_autoencoder=identities["audio_autoencoder"],
+        audio_autoencoder=identities["audio_autoencoder"] if sounding else None,
         text_encoder=identities.get("text_encoder"),
         networks={name: identity for name, identity in identities.items() if name not in encoding},
         fps=config.rate,
@@ -114,7 +116,7 @@ def write_card(store: Store, config: PreprocessConfig, encoders: Encoders, total
         rejected=rejected,
         hours=totals.hours,
         video_stats=totals.channel_stats("video"),
-        audio_stats=totals.channel_stats("audio"),
+        audio_stats=totals.channel_stats("audio") if sounding else None,
     )
     store.write("dataset.json", card.model_dump_json(indent=1).encode())
     return card

@@ -30,9 +30,8 @@ def main(argv: list[str], open_tracker: OpenTracker) -> int:
 def absolute(config: PreprocessConfig) -> PreprocessConfig:
     """With local paths made absolute: workers have folders of their own."""
     here = Path.cwd()
-    changes: dict[str, object] = {
-        name: getattr(config, name).located(here) for name in ("video_autoencoder", "audio_autoencoder", "text_encoder")
-    }
+    encoders = ("video_autoencoder", "audio_autoencoder", "text_encoder")
+    changes: dict[str, object] = {name: getattr(config, name).located(here) for name in encoders}
     changes["captions"] = _located(config.captions, here)
     changes["filters"] = _located(config.filters, here)
     for name in ("input", "output"):

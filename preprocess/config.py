@@ -20,17 +20,29 @@ def _to_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
+_SILENT = "-silent"
+
 Rate = Annotated[str, BeforeValidator(_to_text)]
 
 
 class BucketSize(NamedTuple):
+    """Clips stored together: of one size and length, all with sound or all without."""
+
     width: int
     height: int
     num_frames: int
+    sound: bool = True
 
     @property
     def name(self) -> str:
-        return f"{self.width}x{self.height}x{self.num_frames}"
+        return f"{self.width}x{self.height}x{self.num_frames}{'' if self.sound else _SILENT}"
+
+    @classmethod
+    def parse(cls, name: str) -> BucketSize:
+        """Of its `name`."""
+        size = name.removesuffix(_SILENT)
+        width, height, num_frames = map(int, size.split("x"))
+        return cls(width, height, num_frames, sound=size == name)
 
 
 class SplitConfig(Config):
@@ -190,9 +202,13 @@ class PreprocessConfig(Config):
     """Frames per second of every clip: 16, 23.976 or 30000/1001."""
     sample_rate: int = Field(default=16000, gt=0)
     """Hz; sound is mixed down to mono."""
+    sound: Literal["required", "optional", "none"] = "required"
+    """Clips without sound: `required` drops them; `optional` keeps them in buckets of their own, for the stage that
+    trains video alone; `none` leaves sound out of every clip and needs no autoencoder of it."""
     buckets: tuple[str, ...] = ("64x64x32",)
     """Sizes that clips may have, WIDTHxHEIGHTxFRAMES. A source goes to the longest that fits into it, of those to
-    the nearest aspect, of those to the largest that it need not be enlarged for."""
+    the nearest aspect, of those to the largest that it need not be enlarged for. Those of one frame are for still
+    images, and for nothing else."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How a picture of another aspect becomes its bucket's: crop the middle, pad with black, or stretch."""
     min_video: float = Field(default=0.9, ge=0, le=1)
@@ -206,7 +222,7 @@ class PreprocessConfig(Config):
     split: SplitConfig = SplitConfig()
     filters: FiltersConfig = FiltersConfig()
     video_autoencoder: AutoencoderSpec
-    audio_autoencoder: AutoencoderSpec
+    audio_autoencoder: AutoencoderSpec = AutoencoderSpec(kind="", path="")
     text_encoder: TextEncoderSpec = TextEncoderSpec()
     text: Literal["stored", "online"] = "stored"
     """Store text embeddings in the shards, or leave them to be made during training."""
@@ -250,6 +266,10 @@ class PreprocessConfig(Config):
     def _together(self) -> PreprocessConfig:
         if self.ray.workers == 0 and self.ray.address:
             raise ValueError("ray.workers 0 works in this process: leave ray.address out, or give workers")
+        if self.sound != "none" and not self.audio_autoencoder.kind:
+            raise ValueError("audio_autoencoder is required, but where sound is none")
+        if self.sound == "required" and (still := [b.name for b in self.bucket_sizes if b.num_frames == 1]):
+            raise ValueError(f"buckets: {still[0]} is for still images, which have no sound: set sound to optional")
         return self
 
     @cached_property
@@ -258,7 +278,19 @@ class PreprocessConfig(Config):
 
     @cached_property
     def bucket_sizes(self) -> tuple[BucketSize, ...]:
-        return tuple(BucketSize(*map(int, bucket.split("x"))) for bucket in self.buckets)
+        """As given, whether with sound or without."""
+        return tuple(map(BucketSize.parse, self.buckets))
+
+    @cached_property
+    def stored_buckets(self) -> tuple[BucketSize, ...]:
+        """All that clips may be stored in."""
+        sounding = [size for size in self.bucket_sizes if self.sound != "none" and size.num_frames > 1]
+        silent = [size._replace(sound=False) for size in self.bucket_sizes if self.sound != "required"]
+        return (*sounding, *silent)
+
+    @property
+    def takes_stills(self) -> bool:
+        return any(size.num_frames == 1 for size in self.bucket_sizes)
 
     def num_samples(self, bucket: BucketSize) -> int:
         """Samples of sound of a clip in `bucket`."""

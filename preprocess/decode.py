@@ -42,7 +42,7 @@ class Decode:
             work.plan.span,
             fps=config.rate,
             size=(bucket.width, bucket.height),
-            sample_rate=config.sample_rate,
+            sample_rate=config.sample_rate if bucket.sound else None,
             fit=config.fit,
             timeout_s=config.clip_timeout_s,
             threads=1 if not config.ray.gpus_per_worker else 0,

@@ -36,9 +36,12 @@ def identities(config: PreprocessConfig) -> dict[str, EncoderIdentity]:
     """
     found = {
         "video_autoencoder": identify_video_autoencoder(config.video_autoencoder),
-        "audio_autoencoder": identify_audio_autoencoder(config.audio_autoencoder),
     }
-    return found if config.text == "online" else {**found, "text_encoder": identify_text_encoder(config.text_encoder)}
+    if config.sound != "none":
+        found["audio_autoencoder"] = identify_audio_autoencoder(config.audio_autoencoder)
+    if config.text == "stored":
+        found["text_encoder"] = identify_text_encoder(config.text_encoder)
+    return found
 
 
 class Encode:
@@ -52,40 +55,42 @@ class Encode:
         self.config, self.device = config, torch.device(device)
         self.stored = getattr(torch, config.dtype)
         self.video = load_video_autoencoder(config.video_autoencoder, self.device, torch.float32)
-        self.audio = load_audio_autoencoder(config.audio_autoencoder, self.device, torch.float32)
-        online = config.text == "online"
-        self.text = None if online else load_text_encoder(config.text_encoder, self.device, torch.float32)
-        self._grids: dict[BucketSize, tuple[Tensor, Tensor]] = {}
+        self.audio, self.text = None, None
+        if config.sound != "none":
+            self.audio = load_audio_autoencoder(config.audio_autoencoder, self.device, torch.float32)
+        if config.text == "stored":
+            self.text = load_text_encoder(config.text_encoder, self.device, torch.float32)
+        self._grids: dict[BucketSize, dict[str, Tensor]] = {}
 
     def identities(self) -> dict[str, EncoderIdentity]:
-        found = {"video_autoencoder": self.video.identity, "audio_autoencoder": self.audio.identity}
-        return found if self.text is None else {**found, "text_encoder": self.text.identity}
+        networks = {"video_autoencoder": self.video, "audio_autoencoder": self.audio, "text_encoder": self.text}
+        return {name: network.identity for name, network in networks.items() if network is not None}
 
-    def latent_shapes(self, bucket: BucketSize) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of video (C, T_v, H', W') and audio (C, T_a) of a clip in `bucket`."""
+    def latent_shapes(self, bucket: BucketSize) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Of video (C, T_v, H', W') and, with sound, of audio (C, T_a) of a clip in `bucket`."""
         video = self.video.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+        if not bucket.sound:
+            return video, None
+        assert self.audio is not None
         return video, self.audio.latent_shape(self.config.num_samples(bucket))
 
     @torch.no_grad()
     def __call__(self, works: Sequence[Work]) -> None:
         pictures = halving(self._video, [work.decoded.frames for work in works])
-        sounds = halving(self._audio, [work.decoded.waveform for work in works])
+        sounding = works[0].bucket.sound  # a batch is of one bucket
+        sounds = halving(self._audio, [work.decoded.waveform for work in works]) if sounding else [None] * len(works)
         texts = halving(self._text, [work.caption for work in works]) if self.text else [None] * len(works)
         for work, picture, sound, text in zip(works, pictures, sounds, texts, strict=True):
-            video_time_s, audio_time_s = self._times(work.bucket)
-            tensors = {
-                "video_mean": picture.mean,
-                "video_std": picture.std,
-                "audio_mean": sound.mean,
-                "audio_std": sound.std,
-            }
+            tensors = {"video_mean": picture.mean, "video_std": picture.std}
+            if sound is not None:
+                tensors |= {"audio_mean": sound.mean, "audio_std": sound.std}
             if text is not None:
                 tensors["text"] = text  # (L, D)
             tensors = {name: value.to("cpu", self.stored) for name, value in tensors.items()}
             if bad := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
                 work.drop(self.name, "not_finite", f"{', '.join(bad)} overflow {self.config.dtype} or are not numbers")
                 continue
-            work.tensors = {**tensors, "video_time_s": video_time_s, "audio_time_s": audio_time_s}
+            work.tensors = {**tensors, **self._times(work.bucket)}
 
     def _video(self, frames: Sequence[np.ndarray]) -> list[Posterior]:
         pixels = torch.from_numpy(np.stack(frames)).to(self.device)  # (B, T, H, W, 3) uint8
@@ -94,6 +99,7 @@ class Encode:
             return _each(self.video.encode(pixels))
 
     def _audio(self, waveforms: Sequence[np.ndarray]) -> list[Posterior]:
+        assert self.audio is not None
         with self._autocast():
             return _each(self.audio.encode(torch.from_numpy(np.stack(waveforms)).to(self.device)))
 
@@ -105,11 +111,14 @@ class Encode:
     def _autocast(self) -> Any:
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
-    def _times(self, bucket: BucketSize) -> tuple[Tensor, Tensor]:
+    def _times(self, bucket: BucketSize) -> dict[str, Tensor]:
+        """video_time_s (T_v, 2) and, with sound, audio_time_s (T_a, 2)."""
         if bucket not in self._grids:
-            video = self.video.grid(bucket.num_frames, self.config.rate).array()
-            audio = self.audio.grid(self.config.num_samples(bucket)).array()
-            self._grids[bucket] = (torch.from_numpy(video), torch.from_numpy(audio))  # (T_v, 2), (T_a, 2)
+            grids = {"video_time_s": self.video.grid(bucket.num_frames, self.config.rate)}
+            if bucket.sound:
+                assert self.audio is not None
+                grids["audio_time_s"] = self.audio.grid(self.config.num_samples(bucket))
+            self._grids[bucket] = {name: torch.from_numpy(grid.array()) for name, grid in grids.items()}
         return self._grids[bucket]
 
 

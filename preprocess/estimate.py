@@ -10,7 +10,7 @@ from pathlib import Path
 
 from syncflow.errors import UserError
 from syncflow.preprocess.config import PreprocessConfig
-from syncflow.preprocess.manifest import read_manifest
+from syncflow.preprocess.manifest import read_manifest, searched
 from syncflow.preprocess.plan import Source
 from syncflow.preprocess.run import preprocess
 from syncflow.samples import open_dataset
@@ -42,7 +42,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
     Raises:
         UserError: nothing to read, or nothing of the sample can be used.
     """
-    sources = [item for item in read_manifest(config.input) if isinstance(item, Source)]
+    sources = [item for item in read_manifest(config.input, searched(config)) if isinstance(item, Source)]
     if not sources:
         raise UserError(f"--input {config.input}: no row of it can be used")
     picked = random.Random(0).sample(sources, min(SAMPLE, len(sources)))

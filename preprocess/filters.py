@@ -59,8 +59,9 @@ class PictureFilter(Filter):
         scores = picture_scores(clip.frames[: clip.valid_frames], float(clip.fps))
         work.scores.update(scores)
         self.at_most(work, "black", scores["black"], self.limits.max_black)
-        self.at_most(work, "frozen", scores["frozen"], self.limits.max_frozen)
-        self.at_least(work, "static", scores["motion"], self.limits.min_motion)
+        if "motion" in scores:
+            self.at_most(work, "frozen", scores["frozen"], self.limits.max_frozen)
+            self.at_least(work, "static", scores["motion"], self.limits.min_motion)
 
 
 class SoundFilter(Filter):
@@ -73,6 +74,8 @@ class SoundFilter(Filter):
         Raises:
             MediaError: too_quiet, silent, clipped.
         """
+        if not work.bucket.sound:
+            return
         clip = work.decoded
         first, end = clip.valid_samples
         scores = sound_scores(clip.waveform[first:end], clip.sample_rate)
@@ -92,6 +95,8 @@ class SyncFilter(Filter):
         Raises:
             MediaError: out_of_sync, drifting, sync_unknown.
         """
+        if not work.bucket.sound:
+            return
         clip = work.decoded
         sync = measure_offset(clip.frames, clip.fps, clip.waveform, clip.sample_rate)
         work.sync = sync
@@ -102,14 +107,13 @@ class SyncFilter(Filter):
 
 
 def picture_scores(frames: np.ndarray, fps: float) -> dict[str, float]:
-    """Of (T, H, W, 3) uint8 frames."""
+    """Of (T, H, W, 3) uint8 frames; of a single one only how black it is."""
     grey = small_grey(frames)  # (T, h, w)
+    black = float((grey.max((1, 2)) < BLACK).mean())
+    if len(grey) == 1:
+        return {"black": black}
     change = np.abs(np.diff(grey, axis=0)).mean((1, 2))  # (T-1,)
-    return {
-        "black": float((grey.max((1, 2)) < BLACK).mean()),
-        "frozen": float((change < FROZEN).mean()) if len(change) else 0.0,
-        "motion": float(change.mean() * fps) if len(change) else 0.0,
-    }
+    return {"black": black, "frozen": float((change < FROZEN).mean()), "motion": float(change.mean() * fps)}
 
 
 def sound_scores(waveform: np.ndarray, sample_rate: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
@@ -39,7 +40,7 @@ class InspectConfig(Config):
     verify: bool = False
     """Read every sample and compare its checksums; exit code 1 if any is damaged."""
     decode: int = Field(default=0, ge=0)
-    """Decode so many samples, spread over the data set, back to mp4."""
+    """Decode so many samples, spread over the data set, back to mp4 (still images to png)."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("inspected")
     """Folder for decoded samples and their manifest.jsonl."""
     video_autoencoder: str = ""
@@ -69,9 +70,10 @@ def describe(dataset: Dataset) -> str:
     """The card, for people."""
     card = dataset.card
     text = card.text_encoder
+    sound = f"{card.sample_rate} Hz, " if card.audio_autoencoder else ""
     lines = [
         f"{dataset.path}: {card.kept} clips, {card.hours * 3600:.0f} s ({card.hours:.2f} h), "
-        f"{float(card.fps):g} fps, {card.sample_rate} Hz, {card.dtype}; format {card.format_version}, "
+        f"{float(card.fps):g} fps, {sound}{card.dtype}; format {card.format_version}, "
         f"fingerprint {card.fingerprint}, {card.created_by}",
         f"video latents by {_encoder(card.video_autoencoder)}",
         f"audio latents by {_encoder(card.audio_autoencoder)}" if card.audio_autoencoder else "no sound",
@@ -79,8 +81,8 @@ def describe(dataset: Dataset) -> str:
         *(f"{name} by {who.kind} {who.sha256[:12]} ({who.path})" for name, who in card.networks.items()),
     ]
     for bucket in card.buckets:
-        shapes = f"video {_shape(bucket.video_shape)}, audio {_shape(bucket.audio_shape or ())}"
-        lines.append(f"bucket {bucket.name}: {bucket.samples} clips, {shapes}")
+        heard = f"audio {_shape(bucket.audio_shape)}" if bucket.audio_shape else "no sound"
+        lines.append(f"bucket {bucket.name}: {bucket.samples} clips, video {_shape(bucket.video_shape)}, {heard}")
     shards = dataset.shards
     size = sum(member.size for s in shards for sample in s.samples for member in sample.members.values())
     lines.append(f"{len(shards)} shards, {size / 1e6:.1f} MB")
@@ -106,10 +108,10 @@ def verify(dataset: Dataset) -> list[tuple[str, str]]:
 def decode(dataset: Dataset, config: InspectConfig) -> int:
     """Samples spread over the data set, from their latents back to mp4, with a manifest that evaluate reads."""
     card = dataset.card
-    if card.audio_autoencoder is None:
-        raise UserError(f"{dataset.path} has no sound: --decode writes videos with sound only")
     video = load_video_autoencoder(_spec(card.video_autoencoder, config.video_autoencoder, "video_autoencoder"))
-    audio = load_audio_autoencoder(_spec(card.audio_autoencoder, config.audio_autoencoder, "audio_autoencoder"))
+    audio = None
+    if card.audio_autoencoder is not None:
+        audio = load_audio_autoencoder(_spec(card.audio_autoencoder, config.audio_autoencoder, "audio_autoencoder"))
     config.output.mkdir(parents=True, exist_ok=True)
     count = min(config.decode, len(dataset))
     rows = []
@@ -119,8 +121,11 @@ def decode(dataset: Dataset, config: InspectConfig) -> int:
         sample = dataset.read(k)
         record = sample.record
         frames, waveform = decode_sample(sample, video, audio)
-        name = f"{record.id}.mp4"
-        write_mp4(config.output / name, frames, record.fps, waveform, record.sample_rate)
+        name = f"{record.id}.{'mp4' if record.num_frames > 1 else 'png'}"
+        if record.num_frames > 1:
+            write_mp4(config.output / name, frames, record.fps, waveform, record.sample_rate)
+        else:
+            Image.fromarray(frames[0]).save(config.output / name)
         row = {"uri": name, "id": record.id, "caption": record.caption, "label": record.label}
         rows.append({**row, **({} if record.events_s is None else {"events_s": record.events_s})})
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -130,12 +135,14 @@ def decode(dataset: Dataset, config: InspectConfig) -> int:
 
 @torch.no_grad()
 def decode_sample(
-    sample: StoredSample, video: VideoAutoencoder, audio: AudioAutoencoder
-) -> tuple[np.ndarray, np.ndarray]:
-    """(T, H, W, 3) uint8 and (L,) float32 of the posterior's mean."""
+    sample: StoredSample, video: VideoAutoencoder, audio: AudioAutoencoder | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(T, H, W, 3) uint8 and (L,) float32 of the posterior's mean; None for a clip without sound."""
     record, tensors = sample.record, sample.tensors
     pixels = video.decode(tensors["video_mean"].float()[None], record.num_frames)[0]  # (3, T, H, W)
     frames = ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    if audio is None or "audio_mean" not in tensors:
+        return frames.numpy(), None
     waveform = audio.decode(tensors["audio_mean"].float()[None], record.num_samples)[0]  # (L,)
     return frames.numpy(), waveform.float().clamp(-1, 1).numpy()
 

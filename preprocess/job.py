@@ -21,7 +21,7 @@ from syncflow import __version__
 from syncflow.errors import UserError
 from syncflow.media import printable
 from syncflow.preprocess.config import PreprocessConfig
-from syncflow.preprocess.manifest import read_manifest
+from syncflow.preprocess.manifest import read_manifest, searched
 from syncflow.preprocess.plan import Source, Surveyed, Unit, parse_source, parse_survey, source_line, survey_units
 from syncflow.preprocess.store import Store
 from syncflow.preprocess.worker import Encoders
@@ -42,7 +42,7 @@ class Job:
         self.store = store
         self._folder = Path(tempfile.mkdtemp(prefix="syncflow-job-"))
         self.sources_path, self._rejects_path = self._folder / "sources.jsonl", self._folder / "rejects.jsonl"
-        self.sources, self.bad_rows, digest = self._list_input(config.input)
+        self.sources, self.bad_rows, digest = self._list_input(config)
         meaning = {name: json.loads(json.dumps(value)) for name, value in config.meaning().items()}
         ours = {"meaning": meaning, "input": digest, "sources": self.sources, "bad_rows": self.bad_rows}
         self.fingerprint = _digest(ours)
@@ -106,12 +106,12 @@ class Job:
     def shard_fingerprint(self, encoders: Encoders) -> str:
         return _digest({"job": self.fingerprint, **{k: v.sha256 for k, v in encoders.identities.items()}})
 
-    def _list_input(self, location: str) -> tuple[int, int, str]:
+    def _list_input(self, config: PreprocessConfig) -> tuple[int, int, str]:
         """Write sources and unusable rows to local files; how many of each, and a digest."""
         sources = bad_rows = 0
         digest = hashlib.sha256()
         with self.sources_path.open("w") as good, self._rejects_path.open("w") as bad:
-            for item in read_manifest(location):
+            for item in read_manifest(config.input, searched(config)):
                 file: IO[str] = good if isinstance(item, Source) else bad
                 line = source_line(item) if isinstance(item, Source) else item.model_dump_json()
                 file.write(line + "\n")

@@ -112,7 +112,8 @@ class ClapFilter(NetworkFilter):
         Raises:
             MediaError: clap_mismatch.
         """
-        if text := work.audio_caption or work.caption:
+        text = work.audio_caption or work.caption
+        if text and work.bucket.sound:
             sound = self.clap.sound(work.decoded.waveform, work.decoded.sample_rate)  # (D,)
             score = float(cosines(sound[None], self.clap.texts([text])).mean())
             work.scores["clap_match"] = score
@@ -146,7 +147,7 @@ class SynchformerFilter(NetworkFilter):
         info = probe(self.fetcher.local(work.plan.source.uri))
         length_s = Fraction(self.network.seconds).limit_denominator(1000)
         span = around(work.plan.span, length_s, info.duration_s)
-        if span is None:
+        if span is None or not work.bucket.sound:
             return
         clip = decode_span(info, span, fps=Fraction(FPS), size=(256, 256), sample_rate=SAMPLE_RATE, threads=1)
         offset_s, confidence = self.network.offset(clip.frames, clip.waveform)

@@ -55,7 +55,7 @@ class Progress:
         self._live = (sum(s.done for s in statuses), sum(s.kept for s in statuses))
         if self._bar is not None:
             self._show_bar()
-        elif time.monotonic() - self._said >= EVERY_S:
+        elif self.done < self.total and time.monotonic() - self._said >= EVERY_S:
             self._said = time.monotonic()
             say(self._line())
 

@@ -35,9 +35,10 @@ def build(dataset: Dataset, totals: Totals, seconds: float) -> str:
     """The page."""
     card = dataset.card
     title = f"{card.kept} clips, {card.hours * 3600:.0f} s, of {card.read} read"
+    sound = f"{card.sample_rate} Hz" if card.audio_autoencoder else "no sound"
     parts = [
         f"<h1>{html.escape(Path(dataset.path).name)}: {title}</h1>",
-        f"<p>{float(card.fps):g} fps, {card.sample_rate} Hz, {card.dtype}; fingerprint {card.fingerprint}; "
+        f"<p>{float(card.fps):g} fps, {sound}, {card.dtype}; fingerprint {card.fingerprint}; "
         f"made in {seconds:.0f} s by {html.escape(card.created_by)}.</p>",
         "<h2>Dropped</h2>" + _drops(totals),
         "<h2>Buckets</h2>" + _table(("bucket", "clips"), [(b.name, b.samples) for b in card.buckets]),
@@ -109,24 +110,32 @@ def _cut(record: ClipRecord, fetcher: Fetcher) -> Clip:
     span = Span(record.start_s, record.end_s)
     size = (record.width, record.height)
     path = fetcher.local(record.source)
-    return decode_span(path, span, fps=record.fps, size=size, sample_rate=record.sample_rate)
+    return decode_span(
+        path, span, fps=record.fps, size=size, sample_rate=record.sample_rate if record.num_samples else None
+    )
 
 
 def _figure(record: ClipRecord, clip: Clip) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        write_mp4(path, clip.frames, clip.fps, clip.waveform, clip.sample_rate)
-        video = base64.b64encode(path.read_bytes()).decode()
-    picked = clip.frames[np.linspace(0, len(clip.frames) - 1, SHEET_FRAMES).astype(int)]  # (8, H, W, 3)
+    count = min(SHEET_FRAMES, len(clip.frames))
+    picked = clip.frames[np.linspace(0, len(clip.frames) - 1, count).astype(int)]  # (8, H, W, 3)
+    player = f"{_player(clip)}<br>" if len(clip.frames) > 1 else ""
     said = [html.escape(record.caption or "no caption")]
     if record.sync is not None:
         said.append(f"offset {record.sync.offset_ms:.0f} ms (confidence {record.sync.confidence:.2f})")
     said += [f"{name} {score:.3g}" for name, score in record.scores.items()]
     return (
-        f'<figure><video controls loop src="data:video/mp4;base64,{video}"></video><br>'
-        f'<img src="data:image/jpeg;base64,{_jpeg(np.concatenate(list(picked), axis=1))}" width="480">'
+        f'<figure>{player}<img src="data:image/jpeg;base64,{_jpeg(np.concatenate(list(picked), axis=1))}" '
+        f'width="{60 * count}">'
         f"<figcaption>{said[0]}<br><small>{html.escape(record.id)}: {', '.join(said[1:])}</small></figcaption></figure>"
     )
+
+
+def _player(clip: Clip) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_mp4(path, clip.frames, clip.fps, clip.waveform if clip.sample_rate else None, clip.sample_rate)
+        video = base64.b64encode(path.read_bytes()).decode()
+    return f'<video controls loop src="data:video/mp4;base64,{video}"></video>'
 
 
 def _jpeg(picture: np.ndarray) -> str:

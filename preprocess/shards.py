@@ -89,7 +89,7 @@ class ShardWriter:
 
         A clip in single precision, all of them in double.
         """
-        for kind in ("video", "audio"):
+        for kind in ("video", "audio") if "audio_mean" in sample.tensors else ("video",):
             mean, std = (sample.tensors[f"{kind}_{part}"].float().flatten(1) for part in ("mean", "std"))  # (C, N)
             squares = torch.linalg.vecdot(mean, mean) + torch.linalg.vecdot(std, std)  # (C,)
             self._sum(f"{kind}_count", [float(mean.shape[1])])

@@ -43,10 +43,10 @@ def signature(info: MediaInfo, span: Span, timeout_s: float = 120) -> bytes:
     """
     size = (COLUMNS * CELL, ROWS * CELL)
     fps = FRAMES / span.duration_s
-    clip = decode_span(
-        info, span, fps=fps, size=size, sample_rate=SAMPLE_RATE, fit="stretch", timeout_s=timeout_s, threads=1
-    )
-    bits = [*picture_bits(clip.frames), sound_bits(clip.waveform)]
+    rate = SAMPLE_RATE if info.audio else None
+    clip = decode_span(info, span, fps=fps, size=size, sample_rate=rate, fit="stretch", timeout_s=timeout_s, threads=1)
+    heard = sound_bits(clip.waveform) if rate else np.zeros(PARTS["sound"], bool)
+    bits = [*picture_bits(clip.frames), heard]
     return np.packbits(np.concatenate(bits)).tobytes()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -27,7 +28,7 @@ def survey(
         with timed(found.seconds, "probe"):
             info = probe(fetcher.local(source.uri))
         found.durations_s.append(float(info.duration_s))
-        if info.audio is None:
+        if info.audio is None and config.sound == "required":
             raise MediaError("no_audio", info.path, "has no sound")
         with timed(found.seconds, "shots"):
             return plan_clips(source, info, config, shots)
@@ -47,7 +48,7 @@ def plan_clips(source: Source, info: MediaInfo, config: PreprocessConfig, shots:
     """Windows of one bucket's length in each shot of the source, on the grid of frames counted from its zero.
 
     Raises:
-        MediaError: too_short.
+        MediaError: too_short, no_bucket.
     """
     start = source.start_s or Fraction(0)
     # Containers round times and a last frame lasts a while: a window may end one tick late and is then marked
@@ -56,9 +57,17 @@ def plan_clips(source: Source, info: MediaInfo, config: PreprocessConfig, shots:
     if start >= end:
         raise MediaError("too_short", info.path, f"ends at {float(info.duration_s):.3f} s, before {float(start):.3f} s")
     whole = Span(start, end)
-    bucket = choose_bucket(info.width, info.height, whole.duration_s, config)
+    sizes = [size for size in config.bucket_sizes if (size.num_frames == 1) == bool(info.still)]
+    if not sizes:
+        what = (
+            "a still image, and no bucket is of one frame"
+            if info.still
+            else "a video, and all buckets are of one frame"
+        )
+        raise MediaError("no_bucket", info.path, f"is {what}")
+    bucket = choose_bucket(info.width, info.height, whole.duration_s, config.rate, sizes)
     if bucket is None:
-        shortest = min(size.num_frames for size in config.bucket_sizes) / config.rate
+        shortest = min(size.num_frames for size in sizes) / config.rate
         detail = f"is {float(whole.duration_s - 1 / config.rate):.3f} s long, clips are {float(shortest):.3f} s"
         raise MediaError("too_short", info.path, detail)
     length = bucket.num_frames / config.rate
@@ -67,14 +76,28 @@ def plan_clips(source: Source, info: MediaInfo, config: PreprocessConfig, shots:
     if not spans:
         raise MediaError("too_short", info.path, f"no shot is as long as a clip ({float(length):.3f} s)")
     return [
-        ClipPlan(clip_id(source.id, span.start_s), source, span, bucket.name)
-        for span in spans[: config.split.max_clips]
+        ClipPlan(
+            clip_id(source.id, span.start_s), source, span, bucket._replace(sound=_sounds(info, span, config)).name
+        )
+        for span in spans[: 1 if info.still else config.split.max_clips]
     ]
 
 
-def choose_bucket(width: int, height: int, duration_s: Fraction, config: PreprocessConfig) -> BucketSize | None:
+def _sounds(info: MediaInfo, span: Span, config: PreprocessConfig) -> bool:
+    """Whether a clip is made with sound. Where it may be without, it is if its source has too little there."""
+    if config.sound != "optional":
+        return config.sound == "required"
+    if info.audio is None or info.audio.duration_s <= 0:
+        return False
+    heard = span.intersect(Span(info.audio.start_s, info.audio.start_s + info.audio.duration_s))
+    return heard is not None and heard.duration_s >= config.min_audio * span.duration_s
+
+
+def choose_bucket(
+    width: int, height: int, duration_s: Fraction, rate: Fraction, sizes: Sequence[BucketSize]
+) -> BucketSize | None:
     """The longest bucket that fits, of those the nearest aspect, of those the largest that need not be enlarged."""
-    fitting = [b for b in config.bucket_sizes if b.num_frames / config.rate <= duration_s]
+    fitting = [size for size in sizes if size.num_frames / rate <= duration_s]
     if not fitting:
         return None
 

@@ -50,7 +50,8 @@ class Work:
         frames = self.decoded.frames[: self.decoded.valid_frames]
         return frames[((np.arange(count) + 0.5) * len(frames) / count).astype(int)]
 
-    def sample(self) -> StoredSample:
+    def sample(self, sample_rate: int) -> StoredSample:
+        """What a shard holds; `sample_rate` is the data set's, which a clip without sound does not tell."""
         clip, source, span = self.decoded, self.plan.source, self.plan.span
         events = None
         if source.events_s is not None:
@@ -65,7 +66,7 @@ class Work:
             height=self.bucket.height,
             num_frames=len(clip.frames),
             valid_frames=clip.valid_frames,
-            sample_rate=clip.sample_rate,
+            sample_rate=sample_rate,
             num_samples=len(clip.waveform),
             valid_samples=clip.valid_samples,
             caption=self.caption,

@@ -108,11 +108,13 @@ class Worker:
             UserError: weights that cannot be found or read, or sizes they cannot encode.
         """
         self._set_up()
-        shapes = {bucket: self.encode.latent_shapes(bucket) for bucket in self.config.bucket_sizes}
-        buckets = [
-            Bucket.model_validate({"name": b.name, **b._asdict(), "video_shape": video, "audio_shape": audio})
-            for b, (video, audio) in shapes.items()
-        ]
+        buckets = []
+        for size in self.config.stored_buckets:
+            video, audio = self.encode.latent_shapes(size)
+            values = {"width": size.width, "height": size.height, "num_frames": size.num_frames}
+            buckets.append(
+                Bucket.model_validate({"name": size.name, **values, "video_shape": video, "audio_shape": audio})
+            )
         return Encoders({**self.encode.identities(), **network_identities(self.config)}, tuple(buckets))
 
     def status(self) -> Status:
@@ -189,7 +191,7 @@ class Worker:
                 for work in batch:
                     if work.reject is None:
                         with timed(seconds, "write"):
-                            writer.add(work.sample())
+                            writer.add(work.sample(self.config.sample_rate))
                         self._kept += 1
                     else:
                         rejects.append(work.reject)
@@ -202,7 +204,7 @@ class Worker:
 
     def _batches(self, unit: Unit, trouble: Trouble, seconds: dict[str, float]) -> Iterator[list[Work]]:
         """Clips through the stages that take one at a time, in batches; suspects first and alone."""
-        size = BucketSize(*map(int, unit.bucket.split("x")))
+        size = BucketSize.parse(unit.bucket)
         works = [Work(plan, size) for plan in unit.clips]
         for work in works:
             if work.plan.id in trouble.quarantined:

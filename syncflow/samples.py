@@ -61,6 +61,7 @@ class ClipRecord(_Record):
     """Frames that the source really has; the rest, at the end, repeat the last."""
     sample_rate: int
     num_samples: int
+    """0 for a clip without sound."""
     valid_samples: tuple[int, int]
     """[first, end) samples that the source really has; the rest are silence."""
     caption: str
@@ -150,7 +151,7 @@ class Bucket(_Record):
     video_shape: tuple[int, int, int, int]
     """(C_v, T_v, H, W) of the latents."""
     audio_shape: tuple[int, int] | None = None
-    """(C_a, T_a) of the latents; None in a data set without sound."""
+    """(C_a, T_a) of the latents; None where the clips have no sound: silent videos, or images (one frame each)."""
     samples: int = 0
 
 
@@ -168,7 +169,7 @@ class DatasetCard(_Record):
     created_by: str
     video_autoencoder: EncoderIdentity
     audio_autoencoder: EncoderIdentity | None = None
-    """None where there is no sound: silent videos, or images (one frame each)."""
+    """None where no bucket has sound."""
     text_encoder: EncoderIdentity | None
     """None where the text is embedded during training (`text: online`)."""
     networks: dict[str, EncoderIdentity] = Field(default_factory=dict)

@@ -99,6 +99,7 @@ def test_a_clip_that_does_not_fit_alone_is_dropped_and_the_others_are_kept(
     stage.setup(config.model_copy(update={"text": "online"}), "cpu")
     works = clips(3, config)
     works[1].decoded.waveform[:] = 0.9  # how the machine below knows it
+    assert stage.audio is not None
     audio = stage.audio.encode
 
     def limited(waveforms: Tensor) -> Any:

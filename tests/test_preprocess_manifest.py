@@ -6,6 +6,8 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from syncflow.clock import Span
@@ -73,9 +75,6 @@ def test_every_kind_of_table_says_the_same(tmp_path: Path, kind: str) -> None:
     elif kind == "jsonl":
         path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     else:
-        import pyarrow
-        import pyarrow.parquet
-
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     sources, rejects = split(path)
     assert not rejects
@@ -166,3 +165,74 @@ def test_units_hold_every_clip_once_and_one_bucket_each() -> None:
     for shard in shards:
         assert {clip.bucket for clip in shard.clips} == {shard.bucket}
         assert len(shard.clips) <= 16
+
+
+def bad_rows(path: Path) -> dict[str, str]:
+    """What is said of each row that cannot be used; the good ones are `b`."""
+    found = list(read_manifest(str(path)))
+    assert [item.id for item in found if isinstance(item, Source)] == ["b"]
+    return {item.id: item.detail for item in found if isinstance(item, Reject)}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"uri": true}', "column uri: expected text, got True"),
+        ('{"uri": "a.mp4", "start_s": 1e400}', "column start_s: not a number of seconds: inf"),
+        ('{"uri": "a.mp4", "start_s": "1e400"}', "column start_s: 1e400 s are years"),
+        ('{"uri": "a.mp4", "start_s": true}', "column start_s: not a number of seconds: True"),
+        ('{"uri": "a.mp4", "events_s": [0.5, NaN]}', "column events_s: not a list of seconds: [0.5, nan]"),
+        ('{"uri": "a.mp4", "caption": ["x"]}', "column caption: expected text, got ['x']"),
+        ('{"uri": "a.mp4", "start_s": ' + "9" * 5000 + "}", 'not a JSON object: {"uri": "a.mp4", "start_s": 999'),
+        ('{"uri": "a.mp4", "x": ' + "[" * 10**5 + "]" * 10**5 + "}", 'not a JSON object: {"uri": "a.mp4", "x": [[['),
+        ("\udcff\udcfe{\0", r"not a JSON object: \xff\xfe{\x00"),
+    ],
+)
+def test_a_wrong_line_is_said_and_passed_over(tmp_path: Path, row: str, says: str) -> None:
+    (tmp_path / "list.jsonl").write_bytes(f'{row}\n{{"uri": "b.mp4"}}\n'.encode("utf-8", "surrogateescape"))
+    (found,) = bad_rows(tmp_path / "list.jsonl").items()
+    assert found[0] == "row-1"
+    assert found[1].startswith(f"row 1: {says}")
+
+
+def test_cells_may_be_long_and_quotes_must_be_closed(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    long = "word " * 60_000
+    table.write_text(f'uri, caption \nb.mp4, {long}\n\nc.mp4" x,1\n"d.mp4" x,1\na.mp4,"never closed\nb2.mp4,x\n')
+    found = list(read_manifest(str(table)))
+    captions = {item.id: item.caption for item in found if isinstance(item, Source)}
+    assert captions["b"] == long.strip(), "columns are found by name, whatever the space around it"
+    said = [item.detail for item in found if isinstance(item, Reject)]
+    assert said == ["row 3: ',' expected after '\"'", "row 4: a quote is opened and never closed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "uri;caption\na.mp4;x\n", "columns found: uri;caption; columns are to be separated by commas"),
+        ("a.csv", "uri\tcaption\na.mp4\tx\n", r"columns found: uri\tcaption; columns are to be separated by commas"),
+        ("a.csv", "uri,id,uri\na.mp4,1,b.mp4\n", "column uri is there twice"),
+        ("a.csv", "", "no column `uri` (or `file`) that names the videos; columns found: none"),
+        ("a.csv", "uri,caption\n", "the table has no rows"),
+        ("a.jsonl", "\n\n", "the table has no rows"),
+        ("a.csv", '"uri,caption\na.mp4,x\n', "cannot be read: unexpected end of data in its first line"),
+        ("a.parquet", "", "cannot be read: Parquet file size is 0 bytes"),
+    ],
+)
+def test_a_table_that_is_none_is_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as caught:
+        list(read_manifest(str(tmp_path / name)))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_byte_order_marks_line_ends_and_empty_cells_of_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfuri,caption\r\nb.mp4,"x, ""y"""\r\n')
+    (source,) = read_manifest(str(tmp_path / "a.csv"))
+    assert isinstance(source, Source)
+    assert (source.id, source.caption) == ("b", 'x, "y"')
+    columns = {"uri": ["b.mp4", None], "start_s": [None, 1.0], "caption": [None, "x"], "id": [None, 1]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert bad_rows(tmp_path / "a.parquet") == {"row-2": "row 2: column uri: empty"}
