@@ -46,6 +46,12 @@ class Encoders:
             if wanted != found:
                 raise UserError(f"{what} has {found} channels where this model was trained with {wanted}")
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the networks; `dtype` is the towers', the encoders stay in float32."""
+        self.device, self.dtype = device, dtype
+        for encoder in (self.video, self.audio, self.text):
+            encoder.net.to(device)
+
     def text_states(self, prompt: str) -> Tensor:
         """(L, D) states of a prompt, cut with a note where it is too long."""
         states = self.text.encode([prompt])[0]

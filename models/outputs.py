@@ -52,8 +52,10 @@ def write_clip(path: Path, clip: Generated, formats: Sequence[str]) -> None:
             write_mp4(target, clip.frames, clip.fps, clip.waveform, clip.sample_rate)
         elif kind == "wav":
             write_wav(target, clip.waveform, clip.sample_rate)
-        else:
+        elif kind == "gif":
             _write_gif(target, clip)
+        else:
+            raise UserError(f"{path}: a clip is written as .mp4, .wav or .gif")
 
 
 def _write_gif(path: Path, clip: Generated) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
-from syncflow.clock import Span
+from syncflow.clock import Span, parse_rate
 from syncflow.config import validate
 from syncflow.errors import UserError
 from syncflow.media import decode_span, probe
@@ -27,6 +28,7 @@ from syncflow.models.encoders import Encoders
 from syncflow.models.flow import shift_ratio
 from syncflow.models.generation import Setting, Shown, generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
+from syncflow.models.outputs import write_clip
 from syncflow.models.prompts import MAX_SEED, check_prompt
 from syncflow.models.sampler import SOLVERS, time_grid
 from syncflow.models.shapes import Shape, check_shape, choose_shape
@@ -43,9 +45,18 @@ class Generated:
     prompt: str
     seed: int
 
+    def save(self, path: str | Path) -> None:
+        """As .mp4 with sound, .wav or .gif, by the ending of `path`; whole or not at all."""
+        path = Path(path)
+        write_clip(path, self, [path.suffix.lstrip(".").lower()])
+
 
 class SyncFlowPipeline:
-    """A model with its encoders; call it with prompts."""
+    """A model with its encoders; call it with prompts.
+
+    pipeline = SyncFlowPipeline.from_pretrained("runs/nano/3_joint/model")
+    pipeline("a dog barks", seed=0)[0].save("dog.mp4")
+    """
 
     def __init__(
         self, model: DualDiT, card: ModelCard, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -79,6 +90,14 @@ class SyncFlowPipeline:
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SyncFlowPipeline:
+        """Move everything to `device` and the towers to `dtype`; what is None stays as it is."""
+        self.device = self.device if device is None else torch.device(device)
+        dtype = self.encoders.dtype if dtype is None else dtype
+        self.model.to(self.device, dtype)
+        self.encoders.to(self.device, dtype)
+        return self
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model directory that holds copies of its autoencoders, so that it can be moved."""
         folder = Path(folder)
@@ -100,7 +119,7 @@ class SyncFlowPipeline:
         num_videos: int = 1,
         size: tuple[int, int] | None = None,
         duration_s: float | Fraction | None = None,
-        fps: Fraction | int | str | None = None,
+        fps: Fraction | float | str | None = None,
         steps: int = 30,
         solver: str = "euler",
         guidance: Guidance | float | None = None,
@@ -155,7 +174,7 @@ class SyncFlowPipeline:
         *,
         size: tuple[int, int] | None = None,
         duration_s: float | Fraction | None = None,
-        fps: Fraction | int | str | None = None,
+        fps: Fraction | float | str | None = None,
         steps: int = 30,
         solver: str = "euler",
         guidance: Guidance | float | None = None,
@@ -167,6 +186,8 @@ class SyncFlowPipeline:
         """Clips of (prompt, seed) pairs, computed together; see `__call__`. With a video, of one prompt."""
         for prompt, _ in jobs:
             check_prompt(prompt)
+        if shown not in get_args(Shown):
+            raise UserError(f"shown: {shown!r} is not known; choose from {', '.join(get_args(Shown))}")
         if solver not in SOLVERS:
             raise UserError(f"no solver {solver!r}; known: {', '.join(SOLVERS)}")
         if steps < 1:
@@ -218,7 +239,7 @@ class SyncFlowPipeline:
         *,
         size: tuple[int, int] | None = None,
         duration_s: float | Fraction | None = None,
-        fps: Fraction | int | str | None = None,
+        fps: Fraction | float | str | None = None,
         video: str | Path | np.ndarray | None = None,
         beginning: str | Path | None = None,
     ) -> Shape:
@@ -228,10 +249,17 @@ class SyncFlowPipeline:
             UserError: this model cannot make it, and why.
         """
         card = self.card
-        given = None if video is None else _length_s(video, card.fps if fps is None else Fraction(fps))
-        shape = choose_shape(card, size, duration_s, fps, given)
+        try:
+            rate = card.fps if fps is None else parse_rate(fps)
+        except ValueError as error:
+            raise UserError(f"fps: {error}") from error
+        given = None if video is None else _length_s(video, rate)
         if isinstance(video, np.ndarray):
-            shape = replace(shape, height=video.shape[1], width=video.shape[2])
+            shown_at = video.shape[2], video.shape[1]
+            if size is not None and tuple(size) != shown_at:
+                raise UserError(f"the frames given are {shown_at[0]}x{shown_at[1]}; leave size out, or resize them")
+            size = shown_at
+        shape = choose_shape(card, size, duration_s, rate, given)
         latent = self.encoders.video.latent_shape(shape.num_frames, shape.height, shape.width)
         check_shape(shape, self.encoders.video.spatial_multiple, latent, card.model.video.patch_size)
         if beginning is not None:
@@ -266,6 +294,8 @@ def _length_s(video: str | Path | np.ndarray, fps: Fraction) -> Fraction:
     """
     if not isinstance(video, np.ndarray):
         return probe(video).duration_s
-    if video.ndim != 4 or video.shape[-1] != 3 or len(video) == 0:
-        raise UserError(f"a video must be (frames, height, width, 3) with at least one frame, got {video.shape}")
+    if video.ndim != 4 or video.shape[-1] != 3 or len(video) == 0 or video.dtype != np.uint8:
+        raise UserError(
+            f"a video must be uint8 (frames, height, width, 3) with at least one frame, got {video.dtype} {video.shape}"
+        )
     return len(video) / fps

@@ -31,7 +31,7 @@ def choose_shape(
     card: ModelCard,
     size: tuple[int, int] | None,
     duration_s: float | Fraction | None,
-    fps: Fraction | int | str | None,
+    rate: Fraction,
     given_s: Fraction | None,
 ) -> Shape:
     """The shape asked for, completed from what the model was trained at and from a given video of `given_s` seconds.
@@ -40,9 +40,8 @@ def choose_shape(
         UserError: a rate or duration that the model's positions cannot tell.
     """
     width, height = size or (card.width, card.height)
-    rate = card.fps if fps is None else Fraction(fps)
     if not 0 < rate <= MAX_FPS:
-        raise UserError(f"fps must be more than 0 and at most {MAX_FPS}, got {fps}")
+        raise UserError(f"fps must be more than 0 and at most {MAX_FPS}, got {rate}")
     if duration_s is not None and not math.isfinite(duration_s):
         raise UserError(f"duration must be a number of seconds, got {duration_s}")
     longest = Fraction(LONGEST_PERIOD_S)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import wave
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import TINY, random_model
 from torch import Tensor
@@ -200,6 +202,61 @@ def test_video_gets_its_sound_and_keeps_its_frames(pipeline: SyncFlowPipeline) -
     assert not np.array_equal(first.waveform, second.waveform)
     with pytest.raises(UserError, match="at least one frame"):
         pipeline("a drum", video=frames[:0])
+
+
+def test_clips_are_saved_by_the_ending_of_a_name(pipeline: SyncFlowPipeline, tmp_path: Path) -> None:
+    (clip,) = pipeline("rain", steps=1, duration_s=0.5)
+    for name in ("a.mp4", "b.wav", "c.GIF"):
+        clip.save(tmp_path / name)
+    info = probe(tmp_path / "a.mp4")
+    assert (info.width, info.height, info.duration_s, info.rate) == (64, 64, Fraction(1, 2), 16)
+    with wave.open(str(tmp_path / "b.wav")) as sound:
+        heard = np.frombuffer(sound.readframes(sound.getnframes()), dtype="<i2") / 32767
+    assert np.abs(heard - clip.waveform).max() < 1e-4
+    with Image.open(tmp_path / "c.gif") as gif:
+        assert (gif.size, gif.n_frames) == ((64, 64), 8)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"\.mp4, \.wav or \.gif"):
+        clip.save(tmp_path / "d.avi")
+
+
+def test_moved_to_bf16_it_is_what_loads_in_bf16(tiny_model_dir: Path) -> None:
+    loaded = SyncFlowPipeline.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
+    moved = SyncFlowPipeline.from_pretrained(tiny_model_dir).to("cpu", torch.bfloat16)
+    assert {p.dtype for p in moved.model.parameters()} == {torch.bfloat16}
+    (ours,), (theirs,) = moved("rain", steps=1, duration_s=0.5), loaded("rain", steps=1, duration_s=0.5)
+    assert np.array_equal(ours.frames, theirs.frames)
+    assert moved.to() is moved
+
+
+def test_progress_is_told_and_batches_keep_the_order(pipeline: SyncFlowPipeline) -> None:
+    told: list[tuple[int, int]] = []
+    clips = pipeline(
+        ["a", "b"],
+        num_videos=2,
+        batch_size=3,
+        steps=2,
+        duration_s=0.25,
+        seed=5,
+        on_step=lambda *done: told.append(done),
+    )
+    assert [(clip.prompt, clip.seed) for clip in clips] == [("a", 5), ("a", 6), ("b", 5), ("b", 6)]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_calls_that_cannot_be_meant_are_refused(pipeline: SyncFlowPipeline) -> None:
+    frames = np.zeros((8, 64, 64, 3), dtype=np.uint8)
+    for message, arguments in (
+        ("shown: 'dim' is not known", {"shown": "dim"}),
+        ("not a rate", {"fps": "abc"}),
+        ("uint8", {"video": frames / 255}),
+        ("leave size out", {"video": frames, "size": (72, 72)}),
+        ("seeds must lie", {"seed": -1}),
+        ("between 0 and 100", {"guidance": float("nan")}),
+        ("at least one prompt", {"num_videos": 0}),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipeline("rain", steps=1, **arguments)  # type: ignore[arg-type]
+    assert pipeline.check(fps=23.976).fps == Fraction(24000, 1001)
 
 
 def test_pipeline_can_be_moved(pipeline: SyncFlowPipeline, tmp_path: Path) -> None:

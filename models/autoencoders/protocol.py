@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Posterior:
 class VideoAutoencoder(Protocol):
     """Frames in [-1, 1] ↔ latents on a grid in seconds."""
 
+    net: Any
+    """The network, which may be moved to another device."""
     identity: EncoderIdentity
     spatial_multiple: int
     """Height and width must be multiples of this."""
@@ -54,6 +56,8 @@ class VideoAutoencoder(Protocol):
 class AudioAutoencoder(Protocol):
     """Mono waveforms in [-1, 1] ↔ latents on a grid in seconds."""
 
+    net: Any
+    """The network, which may be moved to another device."""
     identity: EncoderIdentity
     sample_rate: int
 

@@ -44,9 +44,6 @@ class CausalVideoAutoencoder:
         self.layout = layout
         self.channels = identity.channels
         self.spatial_multiple = layout.spatial_multiple
-        self.mean, self.scale = (
-            part.view(1, -1, 1, 1, 1).to(net.device, torch.float32) for part in (layout.mean, layout.scale)
-        )
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Posterior:
@@ -55,16 +52,25 @@ class CausalVideoAutoencoder:
         last = frames[:, :, -1:].expand(-1, -1, self._padded(t) - t, -1, -1)
         posterior = self.net.encode(torch.cat([frames, last], dim=2).to(self.net.dtype)).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
-        return Posterior((mean - self.mean) * self.scale, std * self.scale)  # (B, C, T_v, H', W')
+        shift, scale = self._normalisation(mean.device)
+        return Posterior((mean - shift) * scale, std * scale)  # (B, C, T_v, H', W')
 
     @torch.no_grad()
     def decode(self, latents: Tensor, num_frames: int) -> Tensor:
         expected = self._latent_frames(num_frames)
         if latents.shape[2] != expected:
             raise ValueError(f"{num_frames} frames have {expected} latent frames, got {latents.shape[2]}")
-        z = (latents.float() / self.scale + self.mean).to(self.net.dtype)
+        shift, scale = self._normalisation(latents.device)
+        z = (latents.float() / scale + shift).to(self.net.dtype)
         clean = {"temb": torch.zeros(len(z), device=z.device, dtype=z.dtype)} if self.layout.timestep else {}
         return self.net.decode(z, **clean).sample[:, :, :num_frames]  # (B, 3, T, H, W)
+
+    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Latents are (z - mean) · scale per channel: both (1, C, 1, 1, 1)."""
+        mean, scale = (
+            part.view(1, -1, 1, 1, 1).to(device, torch.float32) for part in (self.layout.mean, self.layout.scale)
+        )
+        return mean, scale
 
     def _latent_frames(self, num_frames: int) -> int:
         return 1 + -(-(num_frames - 1) // self.layout.time_stride)
