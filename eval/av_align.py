@@ -8,6 +8,8 @@ is matched once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
@@ -31,18 +33,24 @@ def audio_peaks(waveform: np.ndarray, sample_rate: int) -> list[float]:
     return [float(t) for t in librosa.frames_to_time(frames, sr=SAMPLE_RATE)]
 
 
-def flow_curve(frames: Iterable[np.ndarray]) -> list[float]:
-    """Mean length in pixels of Farneback's optical flow into each (H, W, 3) RGB frame; the first repeats the second."""
+def flow_curve(frames: Iterable[np.ndarray], threads: int = 1) -> list[float]:
+    """Mean length in pixels of Farneback's optical flow into each (H, W, 3) RGB frame; the first repeats the second.
+
+    Args:
+        threads: pairs of frames looked at side by side; OpenCV computes outside Python's lock. Values do not change.
+    """
     import cv2
 
-    curve: list[float] = []
-    before = None
-    for frame in frames:
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)  # (H, W)
-        if before is not None:
-            flow = cv2.calcOpticalFlowFarneback(before, grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
-            curve.append(float(cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0]))
-        before = grey
+    def into(pair: tuple[np.ndarray, np.ndarray]) -> float:
+        flow = cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+        return float(cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0])
+
+    pairs = pairwise(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)  # of (H, W)
+    if threads <= 1:
+        curve = [into(pair) for pair in pairs]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            curve = list(pool.map(into, pairs))
     return curve[:1] + curve
 
 

@@ -102,8 +102,8 @@ def answer(stream: Stream, seen: Seen, heard: Heard, events_s: Sequence[float] |
     else:
         from syncflow.sync import sound_against
 
-        offset_s, confidence = sound_against(seen.impacts, stream.waveform, stream.sample_rate, duration_s)
-        events = seen_events(seen.impacts_s, heard.onsets_s, offset_s * 1000, confidence)
+        fit = sound_against(seen.impacts, stream.waveform, stream.sample_rate, duration_s)
+        events = seen_events(seen.impacts_s, heard.onsets_s, fit)
     return Answer(
         {
             "av_align": av_align(heard.published_onsets_s, seen.flow_peaks_s, fps),

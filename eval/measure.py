@@ -18,9 +18,9 @@ from syncflow.eval.clips import ClipFile, content_hash
 from syncflow.eval.loudness import integrated_loudness
 from syncflow.files import write_whole
 from syncflow.media import MediaError, MediaInfo, decode_span, ffmpeg_path, probe
-from syncflow.sync import audio_onsets, impact_strength, motion_energy, motion_peaks, sound_against
+from syncflow.sync import NO_FIT, audio_onsets, impact_strength, motion_energy, motion_peaks, sound_against
 
-REVISION = 3
+REVISION = 4
 """Raise when a measure changes, so that kept results of an older one are not used."""
 _ENVELOPE_POINTS = 400
 _DECODE_S = 120
@@ -47,9 +47,10 @@ class ClipMeasures:
     """Onsets of `syncflow.sync`."""
     impacts_s: list[float]
     """Visible impacts of `syncflow.sync`."""
-    offset_ms: float
-    """Sound behind picture, by curves alone (see syncflow.sync.measure_offset)."""
-    offset_confidence: float
+    fit: list[float]
+    """How well each lag of the sound fits, and how fast that varies by chance: `z` and `climbs_hz` of
+    `syncflow.sync.Fit`."""
+    climbs_hz: float
     published_onsets_s: list[float]
     """librosa's onsets, for AV-Align."""
     published_peaks_s: list[float]
@@ -60,8 +61,8 @@ class ClipMeasures:
     """Motion energy between frames, for the figure."""
 
 
-def measure_clip(clip: ClipFile) -> ClipMeasures:
-    """Decode the clip once and measure it.
+def measure_clip(clip: ClipFile, threads: int = 1) -> ClipMeasures:
+    """Decode the clip once and measure it; the optical flow in so many threads.
 
     Raises:
         MediaError: it cannot be decoded whole, or lacks picture or sound.
@@ -84,10 +85,8 @@ def measure_clip(clip: ClipFile) -> ClipMeasures:
     waveform, rate = decoded.waveform, decoded.sample_rate
     duration_s = min(len(frames) / float(fps), len(waveform) / rate)
     energy = motion_energy(frames, fps)[1]
-    offset_s, confidence = 0.0, 0.0
     onsets_s = audio_onsets(waveform, rate)
-    if len(onsets_s):
-        offset_s, confidence = sound_against(impact_strength(frames, fps), waveform, rate, duration_s)
+    fit = sound_against(impact_strength(frames, fps), waveform, rate, duration_s) if len(onsets_s) else NO_FIT
     parts = np.array_split(np.abs(waveform), min(_ENVELOPE_POINTS, len(waveform)))
     return ClipMeasures(
         sha256=content_hash(clip.path),
@@ -101,22 +100,22 @@ def measure_clip(clip: ClipFile) -> ClipMeasures:
         motion=float(energy.mean()),
         onsets_s=[float(t) for t in onsets_s],
         impacts_s=[float(t) for t in motion_peaks(frames, fps)],
-        offset_ms=offset_s * 1000,
-        offset_confidence=confidence,
+        fit=[round(float(z), 4) for z in fit.z],
+        climbs_hz=fit.climbs_hz,
         published_onsets_s=audio_peaks(*_wav(info)),
-        published_peaks_s=flow_peaks(flow_curve(frames), float(fps)),
+        published_peaks_s=flow_peaks(flow_curve(frames, threads), float(fps)),
         envelope=[round(float(part.max(initial=0.0)), 4) for part in parts],
         energy=[round(float(e), 3) for e in energy],
     )
 
 
-def read_published(clip: ClipFile) -> tuple[list[float], list[float], float]:
+def read_published(clip: ClipFile, threads: int = 1) -> tuple[list[float], list[float], float]:
     """What AV-Align alone needs of a clip: times of onsets, times of flow peaks, frames per second."""
     info = probe(clip.path)
     fps = info.rate or Fraction(25)
     decoded = decode_span(info, Span(Fraction(0), info.duration_s), fps=fps, size=None, sample_rate=None)
     frames = decoded.frames[: decoded.valid_frames]
-    return audio_peaks(*_wav(info)), flow_peaks(flow_curve(frames), float(fps)), float(fps)
+    return audio_peaks(*_wav(info)), flow_peaks(flow_curve(frames, threads), float(fps)), float(fps)
 
 
 def _wav(info: MediaInfo) -> tuple[np.ndarray, int]:
@@ -142,15 +141,15 @@ def _wav(info: MediaInfo) -> tuple[np.ndarray, int]:
     return waveform, audio.sample_rate
 
 
-def measure_cached(clip: ClipFile, cache: Path | None) -> ClipMeasures:
+def measure_cached(clip: ClipFile, cache: Path | None, threads: int = 1) -> ClipMeasures:
     """`measure_clip`, or what it said of the same bytes before."""
     if cache is None:
-        return measure_clip(clip)
+        return measure_clip(clip, threads)
     kept = cache / f"{content_hash(clip.path)}-{__version__}-{REVISION}.json"
     if kept.is_file():
         with contextlib.suppress(ValueError, TypeError):
             return ClipMeasures(**json.loads(kept.read_text()))
-    measures = measure_clip(clip)
+    measures = measure_clip(clip, threads)
     cache.mkdir(parents=True, exist_ok=True)
     write_whole(kept, json.dumps(asdict(measures), allow_nan=False))
     return measures

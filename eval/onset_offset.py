@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from syncflow.eval.statistics import Interval, bootstrap
-from syncflow.sync import align_events, match_events
+from syncflow.sync import Fit, align_events, fit_together, match_events
 
 TOLERANCES_MS = (40, 80, 160)
 HEADLINE_MS = 80
 """Tolerance of the precision, recall and F1 that are reported first."""
-MEASURABLE = 0.2
-"""Confidence from which an offset read off the pictures counts; below it a clip has no measurable rhythm."""
 KNOWN_MEASURABLE = 0.3
-"""The same where visible times are known: one sound that may belong to any of several sights does not reach it."""
+"""Confidence from which an offset from known visible times counts; below it a clip has no measurable rhythm: one sound
+that may belong to any of several sights does not reach it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Events:
     offset_ms: float
     confidence: float
     """0: there is nothing to tell the offset by, or not clearly enough."""
+    fit: Fit | None = None
+    """Where visible times are guessed: how well each offset fits."""
 
 
 def known_events(visual_s: Sequence[float], audio_s: Sequence[float], duration_s: float) -> Events:
@@ -40,9 +41,9 @@ def known_events(visual_s: Sequence[float], audio_s: Sequence[float], duration_s
     return Events(visual_s, audio_s, best.offset_s * 1000, confidence)
 
 
-def seen_events(visual_s: Sequence[float], audio_s: Sequence[float], offset_ms: float, confidence: float) -> Events:
-    """Events whose visible times are guessed from motion, with an offset that counts only where it is clear."""
-    return Events(visual_s, audio_s, offset_ms, confidence if confidence >= MEASURABLE else 0.0)
+def seen_events(visual_s: Sequence[float], audio_s: Sequence[float], fit: Fit) -> Events:
+    """Events whose visible times are guessed from motion, with the offset at which the curves correlate best."""
+    return Events(visual_s, audio_s, fit.offset_s * 1000, fit.confidence, fit)
 
 
 def hits(events: Events, tolerance_ms: float) -> int:
@@ -53,6 +54,28 @@ def hits(events: Events, tolerance_ms: float) -> int:
 def clip_f1(events: Events, tolerance_ms: float = HEADLINE_MS) -> float | None:
     total = len(events.visual_s) + len(events.audio_s)
     return 2 * hits(events, tolerance_ms) / total if total else None
+
+
+def common_offset(events: Sequence[Events], seed: int, resamples: int) -> Interval | None:
+    """Signed offset in ms at which the clips together fit best, with a bootstrap interval over clips.
+
+    Guessed times are wrong in many clips, so that a median over clips jumps with each of them; what all clips have in
+    common stands out of their sum. None where that could be chance (10 %).
+    """
+    fits = _fits(events)
+    if fit_together(fits).confidence == 0:
+        return None
+    z = np.array([fit.z for fit in fits])  # (N, lags)
+    return bootstrap(z, lambda rows: Fit(rows.sum(axis=0), 0.0).offset_s * 1000, seed, resamples)
+
+
+def count_fits(events: Sequence[Events]) -> int:
+    """Clips that have a say in `common_offset`."""
+    return len(_fits(events))
+
+
+def _fits(events: Sequence[Events]) -> list[Fit]:
+    return [e.fit for e in events if e.fit is not None and e.fit.z.any()]
 
 
 def median_offset(events: Sequence[Events], seed: int, resamples: int) -> Interval | None:

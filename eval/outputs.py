@@ -127,7 +127,7 @@ def compare(sets: Sequence[JudgedSet], earlier: Path) -> list[dict[str, Any]]:
 
 
 COLUMNS = (
-    "set clip caption av_align offset_ms offset_confidence f1_80ms visible audible events "
+    "set clip caption av_align offset_ms offset_confidence lag_ms f1_80ms visible audible events "
     + " ".join(f"within_{t}ms" for t in TOLERANCES_MS)
     + " duration_s fps width height sample_rate motion peak notes sha256"
 ).split()
@@ -143,6 +143,8 @@ def clip_row(one: JudgedSet, score: ClipScore) -> dict[str, Any]:
         "av_align": "" if score.av_align is None else round(score.av_align, 6),
         "offset_ms": round(events.offset_ms, 2) if events.confidence > 0 else "",
         "offset_confidence": round(events.confidence, 4),
+        # the best guess of every clip, also where it is not clear enough to count: what a shift moves
+        "lag_ms": round(events.offset_ms, 2) if len(events.visual_s) and len(events.audio_s) else "",
         "f1_80ms": "" if f1 is None else round(f1, 6),
         "visible": len(events.visual_s),
         "audible": len(events.audio_s),

@@ -55,7 +55,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     cache = (config.output / "cache").resolve()
     sets: list[JudgedSet] = []
     for (files, role), name in zip(found, names, strict=True):
-        measured, failures = map_clips(measure_cached, files.clips, (cache,), workers, name, config.ray)
+        # cores that no process of ours takes; on a cluster, the cores are others' to share out
+        threads = 1 if config.ray else max(1, default_workers() // min(workers, len(files.clips)))
+        measured, failures = map_clips(measure_cached, files.clips, (cache, threads), workers, name, config.ray)
         files.failures += failures
         scores = [score_clip(c, m) for c, m in zip(files.clips, measured, strict=True) if m is not None]
         if not scores:

@@ -15,6 +15,7 @@ from syncflow.eval.measure import ClipMeasures
 from syncflow.eval.onset_offset import Events, known_events, seen_events
 from syncflow.eval.protocol import Protocol, describe
 from syncflow.eval.statistics import FEW_CLIPS, Interval, bootstrap_mean, derangement
+from syncflow.sync import Fit
 
 SILENT = 1e-3
 """Peak amplitude (-60 dB) below which a clip is called silent."""
@@ -75,7 +76,7 @@ def score_clip(clip: ClipFile, measures: ClipMeasures) -> ClipScore:
     if known:
         events = known_events(visual_s, measures.onsets_s, measures.duration_s)
     else:
-        events = seen_events(visual_s, measures.onsets_s, measures.offset_ms, measures.offset_confidence)
+        events = seen_events(visual_s, measures.onsets_s, Fit(np.array(measures.fit), measures.climbs_hz))
     notes = [
         note
         for note, holds in {
@@ -139,16 +140,25 @@ def score_onset_offset(scores: Sequence[ClipScore], seed: int, resamples: int) -
     origin = " and ".join(sorted({"known" if s.events_known else "seen" for s in scores}))
     found: dict[str, Score] = {}
 
-    def add(name: str, interval: Interval | None, unit: str, better: str, clips: int, why: str) -> None:
+    def add(
+        name: str, interval: Interval | None, unit: str, better: str, clips: int, why: str, notes: tuple[str, ...] = ()
+    ) -> None:
         if interval is None:
             found[name] = Score(not_computed=why)
         else:
             protocol = describe(name, [s.measures for s in scores], seed, events=origin)
-            found[name] = _score(interval, unit, better, clips, few(clips), protocol)
+            found[name] = _score(interval, unit, better, clips, few(clips) + notes, protocol)
 
     sure = sum(e.confidence > 0 for e in events)
-    offset = onset_offset.median_offset(events, seed, resamples)
-    add("onset_offset", offset, "ms", "zero", sure, "in no clip does what is heard go with what is seen")
+    if origin == "seen":
+        together = onset_offset.common_offset(events, seed, resamples)
+        clips = onset_offset.count_fits(events)
+        lacking = "what is heard in these clips goes with what is seen no better than by chance"
+        alone = (f"the offset is what {clips} clips have in common; {sure} of them show one by themselves",)
+        add("onset_offset", together, "ms", "zero", clips, lacking, alone)
+    else:
+        offset = onset_offset.median_offset(events, seed, resamples)
+        add("onset_offset", offset, "ms", "zero", sure, "in no clip does what is heard go with what is seen")
     eventful = sum(bool(len(e.visual_s) or len(e.audio_s)) for e in events)
     headline = onset_offset.rates(events, onset_offset.HEADLINE_MS, seed, resamples)
     for name in ("f1", "precision", "recall"):

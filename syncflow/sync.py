@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from scipy import ndimage, signal
+from scipy import ndimage, signal, special
 from scipy.optimize import linear_sum_assignment
 
 from syncflow.samples import SyncMeasure
@@ -273,38 +273,92 @@ def _explained(visual: np.ndarray, audio: np.ndarray, offset_s: float, duration_
     return 2 * total / (len(visible) + len(audible)) * total / (total + 0.5) * (1 - abs(offset_s) / 8)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How well what is heard goes with what is seen, at each lag of the sound."""
+
+    z: np.ndarray
+    """(201,) correlation in standard deviations of chance, at lags of -1 … 1 s every 10 ms; 0 where the two overlap
+    too little."""
+    climbs_hz: float
+    """How often along the lags the correlation of unrelated curves like these climbs through 0, per s."""
+
+    @property
+    def offset_s(self) -> float:
+        """The lag of the best fit, between the grid's. No lag is preferred, so that it moves with the sound."""
+        best = int(np.argmax(self.z))
+        return (best - len(self.z) // 2 + _vertex(self.z, best)) / _GRID_HZ if self.z.any() else 0.0
+
+    @property
+    def confidence(self) -> float:
+        """`1 - 10 p`, at least 0, with p the chance that unrelated curves fit as well at any lag.
+
+        Over lags their correlation is taken for a Gaussian process, which climbs over z
+        `climbs_hz · exp(-z²/2)` times a second.
+
+        Source: Rice, "Mathematical analysis of random noise", 1944.
+        """
+        z = float(self.z.max())
+        lags_s = np.count_nonzero(self.z) / _GRID_HZ
+        p = -np.expm1(-(special.ndtr(-z) + lags_s * self.climbs_hz * np.exp(-0.5 * z**2)))
+        return max(0.0, 1 - 10 * float(p)) if z > 0 else 0.0
+
+
+NO_FIT = Fit(np.zeros(2 * round(MAX_OFFSET_S * _GRID_HZ) + 1), 0.0)
+
+
+def fit_together(fits: Sequence[Fit]) -> Fit:
+    """The fit of several clips at one common offset: `Σ z / sqrt(N)`. Clips without a fit are left out.
+
+    Source: Stouffer et al., "The American soldier", 1949, footnote of volume 1, page 45.
+    """
+    fits = [fit for fit in fits if fit.z.any()]
+    if not fits:
+        return NO_FIT
+    z = np.sum([fit.z for fit in fits], axis=0) / math.sqrt(len(fits))
+    return Fit(z, math.sqrt(sum(fit.climbs_hz**2 for fit in fits) / len(fits)))
+
+
 def align_curves(
     visual: tuple[np.ndarray, np.ndarray],
     audio: tuple[np.ndarray, np.ndarray],
     duration_s: float,
     heard_s: tuple[float, float] = (0.0, math.inf),
-) -> tuple[float, float]:
-    """(offset in s, confidence) at which two curves over time correlate best, within ±1 s.
+) -> Fit:
+    """How well two curves over time correlate at each lag within ±1 s.
 
-    Both are put on a 10 ms grid; at each lag Pearson's r is taken over what overlaps, at least half the clip, small
-    offsets are preferred by `1 - |lag| / 8 s`, and the answer is the summit of r itself, between grid points. The
-    confidence is how far the best r stands out from what lags more than 0.1 s away reach.
+    Both are compressed, so that no single event decides, and put on a 10 ms grid without what changes over more than
+    half a second; at each lag Pearson's r is taken over what overlaps, at least half the clip. For unrelated curves
+    its variance is `Σ_k ρ_v(k) ρ_a(k) / n`, ρ their autocorrelations: rhythms that repeat are little evidence.
 
     Args:
-        visual, audio: times in s and values.
+        visual, audio: times in s and values, at least 0.
         heard_s: the part of the clip in which there is sound; what lies outside says nothing about timing.
+
+    Source: Bartlett, "On the theoretical specification of sampling properties of autocorrelated time series", 1946.
     """
     grid_s = np.arange(0.0, duration_s, 1 / _GRID_HZ)
-    v, a = (_on_grid(grid_s, *curve) for curve in (visual, audio))
     heard = ((grid_s >= heard_s[0]) & (grid_s <= heard_s[1])).astype(float)
-    most = min(round(MAX_OFFSET_S * _GRID_HZ), len(grid_s) // 2)
-    if most < 2 or v.std() < 1e-9 or a.std() < 1e-9 or not heard.any():
-        return 0.0, 0.0
-    lags = np.arange(-most, most + 1)
-    fit = _correlation(v, a, heard, most)
-    weighted = fit * (1 - np.abs(lags) / (8 * _GRID_HZ * MAX_OFFSET_S))
-    best = int(np.argmax(weighted))
-    rival = float(weighted[np.abs(lags - lags[best]) > 0.1 * _GRID_HZ].max(initial=0.0))
-    margin = weighted[best] - rival
-    confidence = float(np.clip(weighted[best], 0, 1) * np.clip(margin / 0.2, 0, 1) ** 0.5)
-    while 0 < best < 2 * most and max(fit[best - 1], fit[best + 1]) > fit[best]:
-        best += 1 if fit[best + 1] > fit[best - 1] else -1
-    return float((lags[best] + _vertex(fit, best)) / _GRID_HZ), confidence
+    v = _sudden(_on_grid(grid_s, visual[0], visual[1] ** 0.5))
+    a = _on_grid(grid_s, audio[0], audio[1] ** 0.75)
+    # an edge is no event: what is not heard is filled with the mean
+    a = _sudden(np.where(heard > 0, a, (a @ heard) / max(heard.sum(), 1.0))) * heard
+    longest = round(MAX_OFFSET_S * _GRID_HZ)
+    most = min(longest, len(grid_s) // 2)
+    if most < 2 or v.std() < 1e-9 or a.std() < 1e-9:
+        return NO_FIT
+    r = np.pad(_correlation(v, a, heard, most), longest - most)
+    v, a = v - v.mean(), a - a.sum() / heard.sum() * heard
+    # the spectrum of the correlation over lags; its mean is the sum of the products of autocorrelations
+    spectrum = np.abs(np.fft.fft(v, 2 * len(v)) * np.fft.fft(a, 2 * len(a))) ** 2  # (2K,)
+    omega = 2 * np.pi * np.fft.fftfreq(len(spectrum), 1 / _GRID_HZ)
+    climbs_hz = math.sqrt(omega**2 @ spectrum / spectrum.sum()) / (2 * math.pi)
+    return Fit(r / math.sqrt(spectrum.mean() / ((v @ v) * (a @ a) * heard.sum())), climbs_hz)
+
+
+def _sudden(curve: np.ndarray) -> np.ndarray:
+    """What changes within half a second of a curve on the grid."""
+    return curve - ndimage.gaussian_filter1d(curve, 0.5 * _GRID_HZ)
 
 
 def _correlation(v: np.ndarray, a: np.ndarray, heard: np.ndarray, most: int) -> np.ndarray:
@@ -329,15 +383,15 @@ def _correlation(v: np.ndarray, a: np.ndarray, heard: np.ndarray, most: int) -> 
 
 def sound_against(
     visual: tuple[np.ndarray, np.ndarray], waveform: np.ndarray, sample_rate: int, duration_s: float
-) -> tuple[float, float]:
-    """(seconds by which the sound is late, confidence) of a (L,) mono waveform against a curve of visible impacts.
+) -> Fit:
+    """How well a (L,) mono waveform goes with a curve of visible impacts when it is late by each lag.
 
     Digital silence before and after the sound is no evidence, nor is the moment at which a sound that begins
     late cuts in.
     """
     loud = np.flatnonzero(np.abs(waveform) > _SILENT)
     if len(loud) < 2 * _WINDOW_S * sample_rate:
-        return 0.0, 0.0
+        return NO_FIT
     first_s, last_s = loud[0] / sample_rate, loud[-1] / sample_rate
     times_s, strength = onset_strength(waveform, sample_rate)
     if first_s > _CUT_IN_S:
@@ -355,7 +409,7 @@ def _on_grid(grid_s: np.ndarray, times_s: np.ndarray, values: np.ndarray) -> np.
         on_grid = np.zeros(len(grid_s))
         np.maximum.at(on_grid, at, values)
     else:
-        on_grid = np.interp(grid_s, times_s, values, left=0.0, right=0.0)
+        on_grid = np.interp(grid_s, times_s, values)
     return ndimage.gaussian_filter1d(on_grid, 0.03 * _GRID_HZ)
 
 
@@ -376,9 +430,9 @@ def measure_offset(frames: np.ndarray, fps: Fraction | float, waveform: np.ndarr
         return SyncMeasure(offset_ms=0.0, confidence=0.0, method=method)
     visual = impact_strength(frames, fps)
     duration_s = min(len(frames) / float(fps), len(waveform) / sample_rate)
-    offset_s, confidence = sound_against(visual, waveform, sample_rate, duration_s)
+    fit = sound_against(visual, waveform, sample_rate, duration_s)
     visual_s = _peaks(*visual, fps)
-    pairs = match_events(visual_s + offset_s, audio_s, 0.1)
+    pairs = match_events(visual_s + fit.offset_s, audio_s, 0.1)
     drift = 0.0
     if len(pairs) >= 6 and visual_s[pairs[-1][0]] - visual_s[pairs[0][0]] >= 4:
         from scipy.stats import theilslopes
@@ -386,8 +440,8 @@ def measure_offset(frames: np.ndarray, fps: Fraction | float, waveform: np.ndarr
         late_s = [audio_s[j] - visual_s[i] for i, j in pairs]
         drift = float(theilslopes(late_s, [visual_s[i] for i, _ in pairs])[0]) * 1000
     return SyncMeasure(
-        offset_ms=round(offset_s * 1000, 3),
+        offset_ms=round(fit.offset_s * 1000, 3),
         drift_ms_per_s=round(drift, 3),
-        confidence=round(confidence, 4),
+        confidence=round(fit.confidence, 4),
         method=method,
     )
