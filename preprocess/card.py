@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from syncflow import __version__
-from syncflow.preprocess.config import PreprocessConfig
+from syncflow.preprocess.config import FiltersConfig, PreprocessConfig
 from syncflow.preprocess.plan import Surveyed
 from syncflow.preprocess.store import Store
 from syncflow.preprocess.worker import Encoders
 from syncflow.samples import ChannelStats, DatasetCard, Reject, ShardMarker
 
+BELIEVE_FROM = FiltersConfig().believe_sync_from
 MAX_SCORES = 20_000  # of each kind, whatever the size of the data set
 
 
@@ -120,6 +121,11 @@ def write_card(store: Store, config: PreprocessConfig, encoders: Encoders, total
     )
     store.write("dataset.json", card.model_dump_json(indent=1).encode())
     return card
+
+
+def believed(offsets_ms: Sequence[float], confidences: Sequence[float]) -> list[float]:
+    """Offsets of the clips that show one."""
+    return [o for o, c in zip(offsets_ms, confidences, strict=True) if c >= BELIEVE_FROM]
 
 
 def remove_orphans(store: Store, totals: Totals) -> None:

@@ -27,6 +27,7 @@ from syncflow.models.autoencoders import (
     load_audio_autoencoder,
     load_video_autoencoder,
 )
+from syncflow.preprocess.card import believed
 from syncflow.samples import Dataset, EncoderIdentity, StoredSample, open_dataset
 
 PROG = "syncflow inspect"
@@ -89,10 +90,13 @@ def describe(dataset: Dataset) -> str:
     for kind, stats in (("video", card.video_stats), ("audio", card.audio_stats)):
         if stats:
             lines.append(f"{kind} latent mean {_numbers(stats.mean)} std {_numbers(stats.std)}")
-    offsets = np.array([x for shard in shards for x in shard.stats.get("sync.offset_ms", [])])
-    if len(offsets):
-        middle = np.median(np.abs(offsets))
-        lines.append(f"sound against picture: median |offset| {middle:.0f} ms over {len(offsets)} clips")
+    measured, sure = (
+        [x for shard in shards for x in shard.stats.get(f"sync.{name}", [])] for name in ("offset_ms", "confidence")
+    )
+    if measured:
+        shown = believed(measured, sure)
+        middle = f", median |offset| {np.median(np.abs(shown)):.0f} ms" if shown else ""
+        lines.append(f"sound against picture: {len(shown)} of {len(measured)} clips show a common rhythm{middle}")
     dropped = card.read - card.kept
     lines.append(f"read {card.read} = kept {card.kept} + dropped {dropped}" + (":" if dropped else ""))
     lines += [f"  {count:5d}  {reason}" for reason, count in Counter(card.rejected).most_common()]

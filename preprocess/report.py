@@ -18,7 +18,7 @@ import numpy as np
 
 from syncflow.clock import Span
 from syncflow.media import Clip, MediaError, decode_span, write_mp4
-from syncflow.preprocess.card import Totals
+from syncflow.preprocess.card import BELIEVE_FROM, Totals, believed
 from syncflow.preprocess.fetch import Fetcher
 from syncflow.samples import ClipRecord, Dataset
 
@@ -82,8 +82,12 @@ def _throughput(totals: Totals, read: int) -> str:
 
 
 def _scores(totals: Totals) -> str:
-    scores = sorted(totals.scores.items())
-    return _row([histogram(name.removeprefix("score."), values) for name, values in scores if values])
+    scores = dict(totals.scores)
+    if "sync.offset_ms" in scores:
+        scores["sync.offset_ms"] = believed(scores["sync.offset_ms"], scores["sync.confidence"])
+    figures = [histogram(name.removeprefix("score."), values) for name, values in sorted(scores.items()) if values]
+    note = f"<p><small>Offsets of clips that show one (confidence from {BELIEVE_FROM:g}).</small></p>"
+    return _row(figures) + (note if scores.get("sync.offset_ms") else "")
 
 
 def _row(figures: Sequence[str]) -> str:

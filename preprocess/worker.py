@@ -14,7 +14,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -216,9 +216,12 @@ class Worker:
 
     def _prepared(self, works: Iterable[Work], seconds: dict[str, float], ahead: int) -> Iterator[Work]:
         def prepare(work: Work) -> Work:
-            for stage in self.stages:
-                if not stage.batched:
-                    run_stage(stage, [work], self._journal.watch, seconds)
+            if work.reject is None:
+                # Noted once for all of these stages: a note is a file written, or a request to an object store.
+                with self._journal.watch([work.plan.id]):
+                    for stage in self.stages:
+                        if not stage.batched:
+                            run_stage(stage, [work], lambda ids: nullcontext(), seconds)
             return work
 
         if not ahead:

@@ -113,7 +113,7 @@ def decode_span(
         valid_end = _fill(waveform, samples) // 4
 
     if not valid_frames:
-        if errors or code:
+        if (errors or code) and span.start_s < info.duration_s:
             why = errors[-1] if errors else f"ffmpeg ended with {code}"
             raise MediaError("decode_errors", info.path, f"{span} cannot be decoded: {why}")
         raise MediaError("too_short", info.path, f"has no picture in {span}; it ends at {float(info.duration_s):.3f} s")

@@ -71,7 +71,7 @@ def probe(path: str | Path) -> MediaInfo:
     """
     path = str(path)
     if not os.path.isfile(path):
-        raise MediaError("missing", path, "no such file")
+        raise MediaError("missing", path, "is no file" if os.path.exists(path) else "no such file")
     if os.path.getsize(path) == 0:
         raise MediaError("empty_file", path, "the file is empty")
     try:
