@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,7 +33,10 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if is_terminal():
-            self._bar = tqdm(total=self.total, desc=self.what, unit=" clips", dynamic_ncols=True)
+            # Some terminals do not tell their size, and tqdm would draw a bar of none.
+            wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            size: dict[str, Any] = {"dynamic_ncols": True} if wide else {"ncols": 80, "nrows": 24}
+            self._bar = tqdm(total=self.total, desc=self.what, unit=" clips", **size)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
