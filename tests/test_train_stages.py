@@ -17,7 +17,8 @@ from train_data import TINY, ListTracker, read_losses, train, write_dataset, wri
 
 from syncflow.errors import UserError
 from syncflow.models.checkpoints import load_model
-from syncflow.samples import ShardMarker, StoredSample
+from syncflow.train.collate import MicroBatch
+from syncflow.train.order import Pick
 
 
 @pytest.fixture(scope="module")
@@ -172,18 +173,21 @@ def test_several_data_sets_and_buckets_are_mixed(stages: Path, tmp_path: Path) -
 
 
 def _scale_latents(monkeypatch: pytest.MonkeyPatch, factor: float, clips: str) -> None:
-    """Clips whose id ends so come off the disk with their video latents scaled."""
-    from syncflow.train.reading import ShardReader
+    """Clips whose id ends so come out of the loader with their video latents scaled."""
+    from syncflow.train.loader import MicroBatches
 
-    original = ShardReader.read
+    original = MicroBatches.build
 
-    def scaled(self: ShardReader, shard: ShardMarker, place: int) -> StoredSample:
-        sample = original(self, shard, place)
-        if sample.record.id.endswith(clips):
-            sample.tensors["video_mean"] = sample.tensors["video_mean"].float() * factor
-        return sample
+    def scaled(self: MicroBatches, picks: list[Pick]) -> MicroBatch:
+        batch = original(self, picks)
+        mean = batch.tensors["video_mean"].float()
+        for row, clip in zip(mean, batch.ids, strict=True):
+            if clip.endswith(clips):
+                row *= factor
+        batch.tensors["video_mean"] = mean
+        return batch
 
-    monkeypatch.setattr(ShardReader, "read", scaled)
+    monkeypatch.setattr(MicroBatches, "build", scaled)
 
 
 def test_nan_latents_are_skipped_counted_and_named(

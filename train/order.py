@@ -9,8 +9,10 @@ windows and read on its own, so a rank touches few shards at a time. The state o
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +37,7 @@ class Stream:
         return sum(self.shards)
 
 
-@dataclass(frozen=True)
-class Pick:
+class Pick(NamedTuple):
     """One clip of a batch. `visit` counts how often this clip was due before (its epoch)."""
 
     stream: int
@@ -68,9 +69,9 @@ class Order:
             size = min(self.window, (lane + 1) * length - start)
             position = start + int(self._shuffle(stream, visit, start, size)[place % self.window])
             shards, ends = self._plan(stream, visit)
-            k = int(np.searchsorted(ends, position, side="right"))
-            shard = int(shards[k])
-            picks.append(Pick(stream, shard, position - int(ends[k]) + self.streams[stream].shards[shard], visit))
+            k = bisect_right(ends, position)
+            shard = shards[k]
+            picks.append(Pick(stream, shard, position - ends[k] + self.streams[stream].shards[shard], visit))
         return picks
 
     def stream_at(self, step: int) -> tuple[int, int]:
@@ -84,11 +85,11 @@ class Order:
         dealt = np.repeat(np.arange(len(self.streams)), self._quota)  # (_BLOCK,)
         return philox("schedule", self.seed, block).permutation(dealt)
 
-    def _lay_out_shards(self, stream: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _lay_out_shards(self, stream: int, epoch: int) -> tuple[list[int], list[int]]:
         """Shard numbers in this epoch's order, and the position after the last clip of each."""
         sizes = np.array(self.streams[stream].shards)
         shards = philox("shards", self.seed, stream, epoch).permutation(len(sizes))
-        return shards, np.cumsum(sizes[shards])
+        return shards.tolist(), np.cumsum(sizes[shards]).tolist()
 
     def _shuffle_window(self, stream: int, epoch: int, start: int, size: int) -> np.ndarray:
         return philox("window", self.seed, stream, epoch, start).permutation(size)

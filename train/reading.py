@@ -7,20 +7,72 @@ import math
 import os
 import zlib
 from collections import OrderedDict
-from contextlib import nullcontext
+from collections.abc import Mapping
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch import Tensor
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 
 from syncflow.errors import UserError
-from syncflow.samples import ClipRecord, Dataset, IndexedSample, ShardMarker, StoredSample
+from syncflow.samples import ClipRecord, Dataset, IndexedSample, ShardMarker, StoredSample, first_line
 from syncflow.train.cache import ShardCache
 
 _OPEN_FILES = 64
 _TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class Facts(BaseModel):
+    """What a batch is told of a clip. To parse the whole of its `ClipRecord` takes as long as to read its tensors."""
+
+    id: str
+    caption: str
+    fps: str
+    width: int
+    height: int
+    num_frames: int
+    valid_frames: int
+    sample_rate: int
+    valid_samples: tuple[int, int]
+
+    @property
+    def fps_hz(self) -> float:
+        return _number(self.fps)
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in a clip's bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class RawClip(NamedTuple):
+    """A clip as it lies in its shard: checked, and not copied."""
+
+    facts: Facts
+    record: memoryview
+    """`ID.json`."""
+    data: memoryview
+    """Of all tensors."""
+    layout: Mapping[str, Place]
+
+    def bytes_of(self, name: str) -> memoryview:
+        place = self.layout[name]
+        return self.data[place.start : place.end]
+
+    def sample(self) -> StoredSample:
+        """The clip with its whole record; its tensors are views of what was read."""
+        tensors = {
+            name: torch.frombuffer(self.bytes_of(name), dtype=place.dtype).view(place.shape)
+            for name, place in self.layout.items()
+        }
+        return StoredSample(ClipRecord.model_validate_json(bytes(self.record)), tensors)
 
 
 class ShardReader:
@@ -33,6 +85,14 @@ class ShardReader:
         self._files: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     def read(self, shard: ShardMarker, place: int) -> StoredSample:
+        """The clip at `place` of a shard. Raises as `read_raw` does."""
+        clip = self.read_raw(shard, place)
+        try:
+            return clip.sample()
+        except ValueError as error:
+            raise self._unreadable(shard, place, error) from error
+
+    def read_raw(self, shard: ShardMarker, place: int) -> RawClip:
         """The clip at `place` of a shard.
 
         Raises:
@@ -41,21 +101,31 @@ class ShardReader:
         sample = shard.samples[place]
         members = self._members(shard, sample)
         try:
-            record = ClipRecord.model_validate_json(bytes(members["json"]))
-            return StoredSample(record, _tensors(members["safetensors"]))
+            facts = Facts.model_validate_json(bytes(members["json"]))
+            return RawClip(facts, members["json"], *_tensors(members["safetensors"]))
         except (ValueError, KeyError) as error:
-            raise UserError(f"{self.dataset.tar_path(shard)}: {sample.id} cannot be read: {error}") from error
+            raise self._unreadable(shard, place, error) from error
+
+    def _unreadable(self, shard: ShardMarker, place: int, error: Exception) -> UserError:
+        said = first_line(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return UserError(f"{self.dataset.tar_path(shard)}: {shard.samples[place].id} cannot be read: {said}")
 
     def _members(self, shard: ShardMarker, sample: IndexedSample) -> dict[str, memoryview]:
         if not self.local and self.cache is None:
             remote = self.dataset.read_members(shard, sample)
             return {extension: memoryview(bytearray(data)) for extension, data in remote.items()}
-        # A clip's members lie side by side: one read, and tensors that are views of it.
+        # A clip's members lie side by side: one read.
         start = min([member.offset for member in sample.members.values()])
         end = max([member.offset + member.size for member in sample.members.values()])
         data = memoryview(bytearray(end - start))
-        with self.cache.open(self.dataset, shard) if self.cache else nullcontext(self._open(shard)) as handle:
-            os.preadv(handle, [data], start)  # of what is missing, the checksum tells
+        if self.cache:
+            with self.cache.open(self.dataset, shard) as handle:
+                os.preadv(handle, [data], start)  # of what is missing, the checksum tells
+        else:
+            os.preadv(self._open(shard), [data], start)
         members = {}
         for extension, member in sample.members.items():
             members[extension] = data[member.offset - start : member.offset - start + member.size]
@@ -82,21 +152,45 @@ class ShardReader:
         return handle
 
 
-def _tensors(data: memoryview) -> dict[str, Tensor]:
-    """The tensors of a safetensors file as views of `data`; the library's `load` copies each twice."""
-    length = int.from_bytes(data[:8], "little")
-    return {
-        name: torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start).view(shape)
-        for name, dtype, shape, count, start in _layout(bytes(data[8 : 8 + length]))
-    }
+def _tensors(file: memoryview) -> tuple[memoryview, Mapping[str, Place]]:
+    """The data of a safetensors file and what lies where in it; the library's `load` copies each tensor twice."""
+    data_from = 8 + int.from_bytes(file[:8], "little")
+    layout, size = _layout(bytes(file[8:data_from]))
+    if data_from + size != len(file):
+        raise ValueError(f"its tensors take {data_from + size} bytes, there are {len(file)}")
+    return file[data_from:], layout
 
 
-@lru_cache(maxsize=1024)
-def _layout(header: bytes) -> list[tuple[str, torch.dtype, tuple[int, ...], int, int]]:
-    """(name, dtype, shape, elements, first byte) of each tensor; clips of a bucket differ in their text's length."""
+class _Entry(BaseModel):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: Literal["F16", "BF16", "F32"]
+    shape: tuple[NonNegativeInt, ...]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+
+_HEADER = TypeAdapter(dict[str, _Entry])
+
+
+@lru_cache(maxsize=4096)
+def _layout(header: bytes) -> tuple[Mapping[str, Place], int]:
+    """What a header says, and the bytes its tensors take; clips of a bucket differ in their text's length only.
+
+    Raises:
+        ValueError: it is none, or its tensors do not have the bytes that they say.
+    """
     entries = json.loads(header)
-    entries.pop("__metadata__", None)
-    return [
-        (name, _TYPES[entry["dtype"]], tuple(entry["shape"]), math.prod(entry["shape"]), entry["data_offsets"][0])
-        for name, entry in entries.items()
-    ]
+    if isinstance(entries, dict):
+        entries.pop("__metadata__", None)
+    layout = {}
+    for name, entry in _HEADER.validate_python(entries).items():
+        dtype, (start, end) = _TYPES[entry.dtype], entry.data_offsets
+        if end - start != math.prod(entry.shape) * dtype.itemsize:
+            raise ValueError(f"{name} of shape {list(entry.shape)} does not take {end - start} bytes")
+        layout[name] = Place(dtype, entry.shape, start, end)
+    return layout, max((place.end for place in layout.values()), default=0)
+
+
+@lru_cache
+def _number(text: str) -> float:
+    return float(Fraction(text))

@@ -121,9 +121,9 @@ class Validation:
         captioned = self.config.model_copy(update={"data": data})
         for d, shard, place in self.source.held_out[:n][self.ranks.rank :: self.ranks.world_size]:
             self.phase("validation")
-            stored = self.readers[d].read(shard, place)
-            batch = collate(captioned, self.source.stats, [(stored, -1)])
-            yield (self.captions.embed(batch) if self.captions else batch).to(self.ranks.device).draw(), stored
+            clip = self.readers[d].read_raw(shard, place)
+            batch = collate(captioned, self.source.stats, [(clip, -1)])
+            yield (self.captions.embed(batch) if self.captions else batch).to(self.ranks.device).draw(), clip.sample()
 
 
 @dataclass
