@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
-def start(config: Path, *flags: str, log: Path, **environment: str) -> subprocess.Popen[str]:
+def start(config: Path, *flags: str, log: Path, new_session: bool = False, **environment: str) -> subprocess.Popen[str]:
     ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SYNCFLOW_ALONE"}
     inherited = {k: v for k, v in os.environ.items() if k not in ours}
     with log.open("a") as file:
@@ -39,6 +39,7 @@ def start(config: Path, *flags: str, log: Path, **environment: str) -> subproces
             stdout=file,
             stderr=file,
             text=True,
+            start_new_session=new_session,
             env={**inherited, "OMP_NUM_THREADS": "1", **environment},
         )
 
@@ -73,6 +74,39 @@ def test_a_rank_out_of_memory_is_one_line_that_says_what_to_lower(dataset: Path,
     assert "lower micro_batch" in errors[0]
     assert start(config, *flags, log=log).wait(120) == 0, log.read_text()
     assert "resumes at step 2" in log.read_text()
+
+
+def test_a_signal_to_all_processes_of_a_job_saves_it(dataset: Path, tmp_path: Path) -> None:
+    """As systemd, Slurm and `timeout` send it: also to the loader's workers, on which the last step still waits."""
+    config = write_stages(tmp_path / "configs", steps=1_000_000) / "1_video.yaml"
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    tracking = ["--tracking.enabled", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    flags = ["--data.path", str(dataset), "--output", str(out), "--data.workers", "2", *tracking]
+    for again in (False, True):
+        job = start(config, *flags, log=log, new_session=True)
+        wait_until(lambda: max(read_losses(out, "loss"), default=0) > (200 if again else 3), job, log)  # noqa: B023
+        os.killpg(job.pid, signal.SIGTERM)
+        assert job.wait(120) == 75, log.read_text()
+    assert log.read_text().count("saved; the same command goes on") == 2
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_second_job_in_the_same_folder_is_refused(dataset: Path, tmp_path: Path) -> None:
+    config = write_stages(tmp_path / "configs", steps=1_000_000) / "1_video.yaml"
+    out = tmp_path / "out"
+    flags = ["--data.path", str(dataset), "--output", str(out)]
+    tracking = ["--tracking.enabled", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    job = start(config, *flags, *tracking, log=tmp_path / "first.txt")
+    try:
+        wait_until(lambda: bool(read_losses(out, "loss")), job, tmp_path / "first.txt")
+        assert start(config, *flags, log=tmp_path / "second.txt").wait(120) == 2
+        said = (tmp_path / "second.txt").read_text()
+        assert said.count("\n") == 1
+        assert f"{out} is in use by another job (process {job.pid} on " in said
+        assert job.poll() is None
+    finally:
+        job.kill()
+        job.wait()
 
 
 @pytest.fixture

@@ -186,8 +186,10 @@ def _write_shard(folder: Path, bucket: str, number: int, samples: list[StoredSam
 
 
 def read_losses(output: Path, metric: str) -> dict[int, float]:
-    """A metric by step, from the tracker's spool."""
-    lines = [json.loads(line) for line in (output / "spool.jsonl").read_text().splitlines()]
+    """A metric by step, from the tracker's spool: its whole lines, if it is there yet."""
+    path = output / "spool.jsonl"
+    data = path.read_text() if path.exists() else ""
+    lines = [json.loads(line) for line in data[: data.rfind("\n") + 1].splitlines()]
     rows = [(line["step"], line["values"]) for line in lines if line["kind"] == "metrics"]
     return {step: values[metric] for step, values in rows if metric in values}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -72,11 +73,11 @@ class MicroBatches(Dataset):
             return error
 
     def build(self, picks: list[Pick]) -> MicroBatch:
-        samples = []
+        visits = []
         for pick in picks:
             reader = self.readers[self.source.buckets[pick.stream][0]]
-            samples.append((reader.read(self.source.shards[pick.stream][pick.shard], pick.place), pick.visit))
-        return collate(self.config, self.source.stats, samples)
+            visits.append((reader.read_raw(self.source.shards[pick.stream][pick.shard], pick.place), pick.visit))
+        return collate(self.config, self.source.stats, visits)
 
 
 def training_batches(
@@ -96,7 +97,7 @@ def training_batches(
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(_die_with, os.getpid()) if workers else None,
+        worker_init_fn=partial(_begin_worker, os.getpid()) if workers else None,
         collate_fn=_unchanged,
     )
     step: list[MicroBatch] = []
@@ -113,8 +114,12 @@ def _unchanged(item: object) -> object:
     return item
 
 
-def _die_with(parent: int, worker: int) -> None:
+def _begin_worker(parent: int, worker: int) -> None:
     die_with_parent(parent)
+    # Who stops a job often signals all its processes (systemd, Slurm, Ctrl-C): the rank still needs its batches to
+    # finish the step and save; it ends its workers itself.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def open_source(
@@ -140,7 +145,8 @@ def open_source(
     for d, (dataset, item) in enumerate(zip(datasets, config.datasets, strict=True)):
         # A stage that learns sound passes over the clips without.
         usable = [bucket for bucket in dataset.card.buckets if bucket.audio_shape or not config.flow.audio_weight]
-        total = sum(bucket.samples for bucket in usable)
+        names = {bucket.name for bucket in usable}
+        total = sum(len(shard.samples) for shard in dataset.shards if shard.bucket in names)
         if not total:
             raise UserError(f"{dataset.path} holds no clips: see its rejects.jsonl")
         for bucket in usable:
