@@ -120,6 +120,7 @@ def _done(config) -> bool:
 def _train(configs: list, open_tracker: OpenTracker) -> int:
     """As a rank (or alone): every unfinished stage in order, in one set of processes."""
     from syncflow.train import engine, launch, stages
+    from syncflow.train.claim import claim
 
     ranks = engine.start_ranks(configs[0])
     with launch.StopRequest().listening() as stop:
@@ -128,8 +129,10 @@ def _train(configs: list, open_tracker: OpenTracker) -> int:
                 if _done(config):
                     if ranks.first:
                         print(f"{config.name}: already done", file=sys.stderr, flush=True)
-                elif not stages.run_stage(config, ranks, open_tracker, stop):
-                    return launch.PREEMPTED
+                    continue
+                with claim(Path(config.output), ranks):
+                    if not stages.run_stage(config, ranks, open_tracker, stop):
+                        return launch.PREEMPTED
         finally:
             engine.stop_ranks()
     return 0

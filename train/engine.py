@@ -7,6 +7,7 @@ exports are written against pieces and work the same for every ZeRO stage.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -73,6 +74,7 @@ def start_ranks(config: StageConfig) -> Ranks:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ[ALONE] = "1"
+        atexit.register(_leave)
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     local = int(os.environ["LOCAL_RANK"])
     if cuda:
@@ -92,6 +94,12 @@ def start_ranks(config: StageConfig) -> Ranks:
 def stop_ranks() -> None:
     # A lone process may train again, and DeepSpeed cannot join twice.
     if dist.is_initialized() and ALONE not in os.environ:
+        dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """Threads of a process group that is there at the very end can abort the process, and hide its exit code."""
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
