@@ -17,10 +17,11 @@ from typing import Any, Literal
 import yaml
 
 from syncflow.cli import COMMANDS
-from syncflow.config import Config, load
+from syncflow.config import Config, load, read_yaml
 from syncflow.errors import UserError
 
-RENDEZVOUS_PORT = 29500
+MEND, LOST, STALLED, PREEMPTED = 2, 3, 4, 75  # exit codes of `syncflow train`
+RESTARTS = 5  # of a job that lost a rank or stalled
 
 
 class SubmitConfig(Config):
@@ -31,7 +32,7 @@ class SubmitConfig(Config):
     nodes: int = 1
     """Machines (train only; preprocess asks the Ray cluster for its workers)."""
     gpus: int = 0
-    """GPUs on each machine; 0 runs one process per machine on its CPUs."""
+    """GPUs on each machine, and ranks of a training; 0: no GPUs, and the ranks that the configuration names."""
     cpus: int = 8
     """CPU cores on each machine."""
     memory_gb: int = 32
@@ -78,29 +79,34 @@ def check(config: SubmitConfig, command: list[str]) -> None:
             f"--nodes {config.nodes}: only train runs on several machines of its own; "
             "preprocess uses the workers of a Ray cluster: submit it with --cluster ray"
         )
+    if config.nodes > 1 and _in_one_process(command):
+        raise UserError(f"--nodes {config.nodes}: autoencoders are trained in one process; leave --nodes out")
+    if config.nodes > 1 and config.cluster == "ray":
+        raise UserError(f"--nodes {config.nodes}: a Ray job is one machine's; submit to slurm or kubernetes")
 
 
-def rank_command(config: SubmitConfig, command: list[str], rendezvous: str) -> list[str]:
-    """What each machine runs: torchrun for training, the command itself otherwise."""
-    if command[0] != "train":
-        return ["python", "-m", "syncflow", *command]
-    return [
-        "torchrun",
-        f"--nnodes={config.nodes}",
-        f"--nproc_per_node={max(1, config.gpus)}",
-        "--rdzv_backend=c10d",
-        f"--rdzv_endpoint={rendezvous}:{RENDEZVOUS_PORT}",
-        f"--rdzv_id={config.name}",
-        "-m",
-        "syncflow",
-        *command,
-    ]
+def machine_command(config: SubmitConfig, command: list[str], rendezvous: str) -> list[str]:
+    """What each machine runs: the command itself, which starts its own ranks and finds the other machines."""
+    flags: list[str] = []
+    if command[0] == "train" and not _in_one_process(command):
+        flags = ["--nodes", str(config.nodes)]
+        if config.gpus:
+            flags += ["--ranks", str(config.gpus)]
+        if config.nodes > 1:
+            flags += ["--rendezvous", rendezvous]
+    return ["python", "-m", "syncflow", *command, *flags]
+
+
+def _in_one_process(command: list[str]) -> bool:
+    """Whether it trains autoencoders, which takes no ranks."""
+    path = Path(command[1]) if len(command) > 1 else Path()
+    return path.is_file() and read_yaml(path).get("job") == "autoencoders"
 
 
 def _local(config: SubmitConfig, command: list[str]) -> int:
     if config.nodes > 1:
         raise UserError("--cluster local has one machine; leave --nodes out, or name another cluster")
-    line = [sys.executable, "-m", "syncflow", *command]
+    line = [sys.executable, *machine_command(config, command, "localhost")[1:]]
     if config.dry_run:
         print(shlex.join(line))
         return 0
@@ -108,7 +114,11 @@ def _local(config: SubmitConfig, command: list[str]) -> int:
 
 
 def slurm_script(config: SubmitConfig, command: list[str]) -> str:
-    """The batch script: one task per node, each torchrun finding the first node of the allocation."""
+    """The batch script: the command once per node, meeting at the first node of the allocation.
+
+    A job that was preempted (it has saved) is queued again, as Slurm does itself when a node fails; one that lost a
+    rank or stalled too, but only so often.
+    """
     resources = [
         f"--job-name={config.name}",
         f"--nodes={config.nodes}",
@@ -117,6 +127,7 @@ def slurm_script(config: SubmitConfig, command: list[str]) -> str:
         f"--mem={config.memory_gb}G",
         f"--time={config.time}",
         "--requeue",
+        "--open-mode=append",
         "--signal=TERM@120",
         f"--output={config.name}-%j.log",
     ]
@@ -127,14 +138,27 @@ def slurm_script(config: SubmitConfig, command: list[str]) -> str:
     header = "\n".join(f"#SBATCH {resource}" for resource in resources)
     path = shlex.quote(str(Path(sys.executable).parent))
     threads = max(1, config.cpus // max(1, config.gpus))
-    # $head is the one word the shell must fill in; everything else is quoted.
-    line = shlex.join(rank_command(config, command, "HEAD_NODE")).replace("HEAD_NODE", '"$head"')
+    # $meet is the one word the shell must fill in; everything else is quoted.
+    line = shlex.join(machine_command(config, command, "HEAD_NODE")).replace("HEAD_NODE", '"$meet"')
     return (
-        f"#!/bin/bash\n{header}\n\nset -euo pipefail\n"
+        f"#!/bin/bash\n{header}\n\nset -uo pipefail\n"
         f"export PATH={path}:$PATH OMP_NUM_THREADS={threads}\n"
         'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
         'head=$(scontrol show node "$head" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p" | head -n 1)\n'
-        f"exec srun --kill-on-bad-exit=1 {line}\n"
+        # Jobs that share a machine must not meet each other.
+        "meet=$head:$((20000 + SLURM_JOB_ID % 12000))\n"
+        # Not --kill-on-bad-exit: when one machine ends, the others are still saving, and say why they end.
+        f"srun --cpus-per-task={config.cpus} --kill-on-bad-exit=0 --wait=300 {line}\n"
+        "code=$?\n"
+        f"case $code in\n"
+        f"  {PREEMPTED}) again=yes ;;\n"
+        f"  {LOST}|{STALLED}) [ ${{SLURM_RESTART_COUNT:-0}} -lt {RESTARTS} ] && again=yes ;;\n"
+        "esac\n"
+        'if [ -n "${again:-}" ]; then\n'
+        '  echo "syncflow submit: exit code $code, queued again; it goes on from its last checkpoint" >&2\n'
+        '  scontrol requeue "$SLURM_JOB_ID"\n'
+        "fi\n"
+        "exit $code\n"
     )
 
 
@@ -148,7 +172,7 @@ def _slurm(config: SubmitConfig, command: list[str]) -> int:
 
 
 def _ray(config: SubmitConfig, command: list[str]) -> int:
-    entrypoint = shlex.join(rank_command(config, command, "127.0.0.1"))
+    entrypoint = shlex.join(machine_command(config, command, "localhost"))
     if config.dry_run:
         print(entrypoint)
         return 0
@@ -170,7 +194,11 @@ def _ray(config: SubmitConfig, command: list[str]) -> int:
 
 
 def kubernetes_manifest(config: SubmitConfig, command: list[str]) -> list[dict[str, Any]]:
-    """An indexed Job, one pod per node, and the headless Service that gives pod 0 the name the others look for."""
+    """An indexed Job, one pod per node, and the headless Service that gives pod 0 the name the others look for.
+
+    Pods that were preempted (they have saved) or whose node went away are made again without being counted; what only
+    a person can mend ends the job at once; anything else is tried again, but only so often.
+    """
     limits: dict[str, str] = {"cpu": str(config.cpus), "memory": f"{config.memory_gb}Gi"}
     if config.gpus:
         limits["nvidia.com/gpu"] = str(config.gpus)
@@ -178,7 +206,7 @@ def kubernetes_manifest(config: SubmitConfig, command: list[str]) -> list[dict[s
     container = {
         "name": "syncflow",
         "image": config.image,
-        "command": rank_command(config, command, f"{config.name}-0.{config.name}"),
+        "command": machine_command(config, command, f"{config.name}-0.{config.name}:29500"),
         "resources": {"limits": limits},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
     }
@@ -207,7 +235,14 @@ def kubernetes_manifest(config: SubmitConfig, command: list[str]) -> list[dict[s
             "completionMode": "Indexed",
             "completions": config.nodes,
             "parallelism": config.nodes,
-            "backoffLimit": 6 * config.nodes,
+            "backoffLimit": RESTARTS * config.nodes,
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [MEND]}},
+                    {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                ]
+            },
             "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
         },
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,20 @@ def test_a_rendezvous_is_looked_at_from_here() -> None:
     for wrong in ("nowhere", "host:", "no-such-host.invalid:29500"):
         with pytest.raises(UserError, match="rendezvous"):
             meet(wrong)
+
+
+def test_a_name_that_is_not_known_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, asked = socket.getaddrinfo, []
+
+    def late(host: str, port: int, **how: int) -> list:
+        asked.append(host)
+        if len(asked) < 3:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return known("127.0.0.1", port, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", late)
+    assert meet("pod-0.job:29872", wait_s=30).address == "127.0.0.1"
+    assert asked == ["pod-0.job"] * 3
 
 
 class Hosts:

@@ -7,6 +7,7 @@ preempted: state saved, the same command goes on.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -136,6 +137,7 @@ def launch(config: StageConfig, argv: list[str]) -> int:
     Raises:
         UserError, JobError: what the ranks reported, as one line.
     """
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -144,14 +146,15 @@ def launch(config: StageConfig, argv: list[str]) -> int:
         os.environ[_REPORTS], os.environ[_LAUNCHER] = reports, str(os.getpid())
         os.environ.pop(ALONE, None)
         os.environ.setdefault("OMP_NUM_THREADS", str(config.engine.threads))
-        meeting = meet(config.rendezvous) if config.nodes > 1 else None
+        meeting = meet(config.rendezvous, JOIN_S) if config.nodes > 1 else None
         if meeting and meeting.interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
+        arguments = ("-u", "-m", "syncflow", "train", *argv)
         torchrun = LaunchConfig(
             min_nodes=config.nodes,
             max_nodes=config.nodes,
             nproc_per_node=config.ranks,
-            run_id="syncflow",
+            run_id=hashlib.sha256(config.output.encode()).hexdigest()[:16],  # no other job is met by mistake
             rdzv_backend="c10d",
             rdzv_endpoint=config.rendezvous if meeting else "localhost:0",
             rdzv_configs={"is_host": meeting.is_host, "timeout": JOIN_S} if meeting else {},
@@ -165,7 +168,14 @@ def launch(config: StageConfig, argv: list[str]) -> int:
         failed = ""
         with stop.listening():
             try:
-                elastic_launch(torchrun, sys.executable)("-u", "-m", "syncflow", "train", *argv)
+                try:
+                    elastic_launch(torchrun, sys.executable)(*arguments)
+                except RendezvousConnectionError:
+                    # Two machines of a job that are one (tests, or two jobs' containers): the other was first.
+                    if not torchrun.rdzv_configs.get("is_host") or meet(config.rendezvous).is_host:
+                        raise
+                    torchrun.rdzv_configs["is_host"] = False
+                    elastic_launch(torchrun, sys.executable)(*arguments)
             except Exception as error:
                 failed = _describe(error, config)
         del os.environ[_REPORTS], os.environ[_LAUNCHER]
