@@ -2,10 +2,11 @@
 
     python benchmarks/training.py [--steps 20] [--clips 512] [-o results.json] [--only loader,step,ranks,checkpoint]
 
-- loader: clips/s of our loader against raw pread + decode of the same clips, and against WebDataset one by one;
+- loader: clips/s of our loader against raw pread + decode of the same clips, and against WebDataset one by one; of
+  small clips in nano's micro-batches, and of larger ones in base's;
 - step: a nano step of each stage split into data, forward, backward and optimizer; the share of waiting for data with
   one worker; what stage 2 costs beside stage 3 at equal batch;
-- ranks: the same of stage 3 on two ranks, and how much of it its collectives take;
+- ranks: the same of stage 3 on two ranks, with their collectives as a part of their own;
 - checkpoint: how long a save blocks the step, beside how long it takes.
 """
 
@@ -19,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -58,7 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder) / "set", clips=args.clips, per_shard=64, frames=32)
         if "loader" in args.only:
-            results["loader"] = loader(dataset)
+            results["loader"] = loader(dataset, micro_batch=4)
+            large = write_dataset(Path(folder) / "large", clips=args.clips, per_shard=64, frames=9, side=32)
+            results["loader_large"] = loader(large, micro_batch=16)
         if "ranks" in args.only:
             results["ranks"] = two_ranks(dataset, args.steps)
         if "step" in args.only or "checkpoint" in args.only:
@@ -72,21 +76,22 @@ def main() -> None:
         args.output.write_text(json.dumps(results, indent=2))
 
 
-def _stage(name: str, dataset: Path, *flags: str, batch_size: int = 4) -> StageConfig:
-    given = ["--data.path", str(dataset), "--init-from", "", "--batch-size", str(batch_size), "--micro-batch", "4"]
+def _stage(name: str, dataset: Path, *flags: str, batch_size: int = 4, micro_batch: int = 4) -> StageConfig:
+    given = ["--data.path", str(dataset), "--init-from", "", "--batch-size", str(batch_size)]
+    given += ["--micro-batch", str(micro_batch)]
     return load_stage(ROOT / "configs" / "nano" / f"{name}.yaml", [*given, "--ranks", "1", *flags])
 
 
-def loader(dataset: Path) -> dict[str, float]:
+def loader(dataset: Path, micro_batch: int) -> dict[str, float]:
     """Clips/s, all in this process; the best of three rounds each, taken in turns."""
-    config = _stage("1_video", dataset, "--data.workers", "0")
+    config = _stage("1_video", dataset, "--data.workers", "0", batch_size=micro_batch, micro_batch=micro_batch)
     source = open_stage_source(config)
     batches = MicroBatches(config, source, 0, 1)
     reader = ShardReader(source.datasets[0])
     shards = source.datasets[0].shards
     clips = len(open_dataset(str(dataset)))
     files = {shard.tar: os.open(source.datasets[0].tar_path(shard), os.O_RDONLY) for shard in shards}
-    picks = [pick for step in range(clips // 4) for pick in batches.order.at(step)]
+    picks = [pick for step in range(clips // micro_batch) for pick in batches.order.at(step)]
 
     def raw() -> int:
         """pread + decode, by the libraries, of the very clips that the loader's batches are made of, in their order."""
@@ -102,14 +107,14 @@ def loader(dataset: Path) -> dict[str, float]:
     def read() -> int:
         """Our reader: the same with checksums."""
         for pick in picks:
-            reader.read(shards[pick.shard], pick.place)
+            reader.read_raw(shards[pick.shard], pick.place)
         return len(picks)
 
     def ours() -> int:
         """Whole batches: read, checked, stacked, padded, with masks, t and seeds."""
-        for k in range(clips // 4):
+        for k in range(clips // micro_batch):
             batches[k]
-        return clips // 4 * 4
+        return clips // micro_batch * micro_batch
 
     def webdataset() -> int:
         """WebDataset's own loader, one by one, in one worker process as it is used in training."""
@@ -121,11 +126,11 @@ def loader(dataset: Path) -> dict[str, float]:
 
     def ours_one_worker() -> int:
         short = config.model_copy(
-            update={"steps": clips // 4, "data": config.data.model_copy(update={"workers": 1, "prefetch": 8})}
+            update={"steps": clips // micro_batch, "data": config.data.model_copy(update={"workers": 1, "prefetch": 8})}
         )
         return sum(len(step[0].ids) for step in training_batches(short, source, 0, 1, 0))
 
-    for k in range(clips // 4):
+    for k in range(clips // micro_batch):
         batches.order.at(k)  # shuffles are made once per window of an epoch
     rates = _in_turns([raw, read, ours, webdataset, ours_one_worker])
     return {
@@ -172,23 +177,31 @@ def steps(dataset: Path, ranks: engines.Ranks, n: int) -> dict[str, object]:
     }
 
 
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
 def _one_step(engine: engines.Engine, batches: Iterator[list[MicroBatch]]) -> list[float]:
+    """Seconds of each of `PARTS`; in a profile they are regions of that name."""
     at = [time.perf_counter()]
-    [batch] = next(batches)
+    with torch.profiler.record_function("data"):
+        [batch] = next(batches)
     at.append(time.perf_counter())
-    loss, _, _ = engine.engine(batch.to(engine.ranks.device).draw())
+    with torch.profiler.record_function("forward"):
+        loss, _, _ = engine.engine(batch.to(engine.ranks.device).draw())
     at.append(time.perf_counter())
-    engine.engine.backward(loss)
+    with torch.profiler.record_function("backward"):
+        engine.engine.backward(loss)
     at.append(time.perf_counter())
-    engine.gradient_squares()
-    engine.update(1e-4, skip=False)
+    with torch.profiler.record_function("optimizer"):
+        engine.gradient_squares()
+        engine.update(1e-4, skip=False)
     at.append(time.perf_counter())
     return [b - a for a, b in itertools.pairwise(at)]
 
 
 def _medians(rows: list[list[float]]) -> dict[str, float]:
     parts = torch.tensor(rows[2:]).median(0).values.tolist()
-    return {**dict(zip(("data", "forward", "backward", "optimizer"), parts, strict=True)), "step": sum(parts)}
+    return {**dict(zip(PARTS, parts, strict=True)), "step": sum(parts)}
 
 
 def two_ranks(dataset: Path, n: int) -> dict[str, float]:
@@ -207,13 +220,40 @@ def rank(dataset: Path, n: int) -> None:
     ranks = engines.start_ranks(config)
     engine = engines.Engine(DualDiT(config.model), config, ranks)
     batches = training_batches(config, open_stage_source(config), ranks.rank, 2, 0)
-    rows = [_one_step(engine, batches) for _ in range(n)]
+    for _ in range(2):
+        _one_step(engine, batches)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        profiled = sum(sum(_one_step(engine, batches)) for _ in range(5))
-    collectives = sum(e.time_range.elapsed_us() for e in profile.events() if e.name.startswith("gloo:")) / 1e6
+        for _ in range(n):
+            _one_step(engine, batches)
     if ranks.first:
-        print(json.dumps({**_medians(rows), "collectives_of_step": collectives / profiled}))
+        print(json.dumps(_with_communication(profile.events(), n)))
     engines.stop_ranks()
+
+
+def _with_communication(events: Iterable[Any], n: int) -> dict[str, float]:
+    """Mean seconds of a step: each part without its collectives, and these on their own.
+
+    A collective is gloo's own region, from when the rank asks for it until the data of all ranks are there: waiting for
+    a slower rank is in it. Where the rank computes meanwhile, that time counts as communication.
+    """
+    spans = {name: [(e.time_range.start, e.time_range.end) for e in events if e.name == name] for name in PARTS}
+    gloo = _union([(e.time_range.start, e.time_range.end) for e in events if e.name.startswith("gloo:")])
+    split, communication = {}, 0.0
+    for name, parts in spans.items():
+        inside = sum(max(0, min(end, b) - max(start, a)) for start, end in parts for a, b in gloo)
+        split[name] = (sum(end - start for start, end in parts) - inside) / n / 1e6
+        communication += inside / n / 1e6
+    return {**split, "communication": communication, "step": sum(split.values()) + communication}
+
+
+def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def checkpoint(dataset: Path, ranks: engines.Ranks, folder: Path) -> dict[str, float]:
