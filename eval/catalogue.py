@@ -91,6 +91,20 @@ FEATURES = {
     "kvd_videomae": FeatureMetric(
         "kernel distance of pictures", "videomae-base-k400", "VideoMae", "kernel", "embedding"
     ),
+    "fvd_videomae2": FeatureMetric(
+        "Fréchet distance of pictures, motion more than content",
+        "videomae2-giant-ssv2",
+        "VideoMaeV2",
+        "frechet",
+        "embedding",
+    ),
+    "kvd_videomae2": FeatureMetric(
+        "kernel distance of pictures, motion more than content",
+        "videomae2-giant-ssv2",
+        "VideoMaeV2",
+        "kernel",
+        "embedding",
+    ),
     "desync": FeatureMetric("Synchformer's |offset|", "synchformer-audioset", "Synchformer", "desync", "logits", "s"),
     "imagebind_av": FeatureMetric("sound against pictures", *_IMAGEBIND, "pair", "video audio", "cosine", "higher"),
     "imagebind_tv": FeatureMetric("caption against pictures", *_IMAGEBIND, "pair", "text video", "cosine", "higher"),

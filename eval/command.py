@@ -31,9 +31,8 @@ class EvaluateConfig(Config):
     captions: Path | None = None
     """CSV or JSONL with the columns uri and caption."""
     metrics: str = ",".join(DEFAULT)
-    """Comma-separated names, or `all`: av_align, onset_offset, loudness, motion; with weights (`syncflow weights
-    list`) also fad_efficientat, kl_efficientat, is_efficientat, fad_clap, fad_vggish, fd_panns, fd_passt,
-    clap_score, clap_score_laion, clip_score, fvd_i3d, kvd_i3d, fvd_videomae, kvd_videomae, desync."""
+    """Comma-separated names, or `all`: av_align, onset_offset, loudness, motion need no weights; of the others,
+    `syncflow weights list` and docs/evaluation.md tell which network each reads."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("evaluation")
     """Folder to write."""
     workers: int = Field(default=0, ge=0)

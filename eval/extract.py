@@ -16,7 +16,17 @@ from syncflow.clock import Span
 from syncflow.eval.across import clip_iqa, javis_windows
 from syncflow.eval.clips import ClipFile
 from syncflow.media import MediaError, decode_span, probe
-from syncflow.models.perception import aesthetic, clap, efficientat, imagebind, panns, passt, synchformer, vggish
+from syncflow.models.perception import (
+    aesthetic,
+    clap,
+    efficientat,
+    imagebind,
+    panns,
+    passt,
+    synchformer,
+    vggish,
+    videomae2,
+)
 from syncflow.models.perception.checkpoints import WeightsUnavailable, locate
 from syncflow.models.perception.clip import Clip
 from syncflow.models.perception.pictures import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -205,6 +215,17 @@ class VideoMae:
         frames = normalised(even_frames(clip, config.num_frames, side), side, IMAGENET_MEAN, IMAGENET_STD)
         hidden = self.network(pixel_values=frames[None].to(device())).last_hidden_state  # (1, tokens, D)
         return {"embedding": hidden.mean(dim=1)[0].double().cpu().numpy()}
+
+
+class VideoMaeV2:
+    """VideoMAE-v2 by transformers: `embedding` (1408,), the normed mean of the last hidden states."""
+
+    def __init__(self, path: Path) -> None:
+        self.network = videomae2.VideoMae2(path, device=device())
+
+    def features(self, clip: ClipFile) -> Features:
+        frames = even_frames(clip, self.network.frames, self.network.side)
+        return {"embedding": self.network.video(frames).astype(float)}
 
 
 class I3d:

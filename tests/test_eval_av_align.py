@@ -12,6 +12,7 @@ from syncflow.eval.av_align import audio_peaks, av_align, flow_curve, flow_peaks
 from syncflow.eval.clips import ClipFile
 from syncflow.eval.measure import measure_clip
 from syncflow.eval.scores import score_clip
+from syncflow.impacts import render_clip
 from syncflow.media import ffmpeg_path
 
 
@@ -91,3 +92,9 @@ def test_flow_of_a_shifted_texture_is_its_shift() -> None:
 def test_silence_has_no_onset() -> None:
     assert audio_peaks(np.zeros(22050), 22050) == []
     assert audio_peaks(np.zeros(0), 48000) == []
+
+
+def test_flow_is_the_same_in_any_number_of_threads() -> None:
+    frames = render_clip(0, 1, size=(96, 96)).frames
+    assert flow_curve(frames, 3) == flow_curve(frames, 1) == flow_curve(iter(frames))
+    assert flow_curve(frames[:1], 2) == []

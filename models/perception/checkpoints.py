@@ -202,6 +202,20 @@ BACKBONES = {
             "16 frames evenly over the clip, 224x224, ImageNet mean and standard deviation",
         ),
         Backbone(
+            "videomae2-giant-ssv2",
+            "FVD, KVD of pictures (1408-d), the content-debiased FVD",
+            "https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com/internvideo/videomaev2/"
+            "vit_g_hybrid_pt_1200e_ssv2_ft.pth",
+            "vit_g_hybrid_pt_1200e_ssv2_ft.pth",
+            "VideoMAE V2, 2023",
+            "",
+            "MIT (code); weights fine-tuned on Something-Something v2, for research",
+            False,
+            4050,
+            "transformers VideoMAEModel, by syncflow.models.perception.videomae2",
+            "16 frames evenly over the clip, 224x224, levels 0..1",
+        ),
+        Backbone(
             "i3d-k400",
             "FVD, KVD of pictures (400-d), as StyleGAN-V computes it",
             "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
