@@ -47,7 +47,8 @@ class GenerateConfig(Config):
     prompts: Path | None = None
     """File of prompts: .txt with one a line, or .jsonl with rows {"prompt": …, "video": optional path}."""
     video: Path | None = None
-    """A video whose sound is wanted."""
+    """A video whose sound is wanted; or the folder of the videos that the rows of --prompts name by their `uri`, as the
+    manifest of an earlier run does."""
     begin_with: Path | None = None
     """An image, a video (with its sound if it has one) or sound alone, that the clip begins with; the rest is made."""
     size: str | None = None
@@ -121,7 +122,15 @@ def read_requests(config: GenerateConfig) -> list[Request]:
     """
     requests = [Request(prompt, config.video) for prompt in config.prompt]
     if config.prompts is not None:
-        requests += [replace(request, video=request.video or config.video) for request in read_prompts(config.prompts)]
+        for request in read_prompts(config.prompts):
+            video = request.video or config.video
+            if request.video is None and video is not None and video.is_dir():
+                video /= str(request.extra.get("uri", ""))
+                if not video.is_file():
+                    raise UserError(
+                        f"{config.prompts}: {request.prompt[:60]!r} names no video of {config.video} by uri"
+                    )
+            requests.append(replace(request, video=video))
     if not requests:
         raise UserError('nothing to generate: give a prompt, as in syncflow generate "a dog barks" -o out')
     for request in requests:
