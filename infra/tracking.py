@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -94,7 +95,12 @@ class SpoolTracker:
             self._append({"kind": "artifact", "path": str(path.resolve()), "folder": folder})
 
     def close(self) -> None:
-        """Ship what is left, for at most `close_s` seconds; the rest goes out when the job is next opened."""
+        """Ship what is left, for at most `close_s` seconds; the rest goes out when the job is next opened.
+
+        The run is shown as failed where it is closed because of an error.
+        """
+        if sys.exc_info()[0] is not None:
+            self._shipper.status = "FAILED"
         self._closing.set()
         self._system.join(self.close_s)
         self._stop.set()
@@ -133,6 +139,7 @@ class _Shipper:
         self.offset: int = state.get("offset", 0)
         self.run_id: str = state.get("run_id", "")
         self.client: Any = None
+        self.status = "FINISHED"
 
     def bytes_left(self) -> int:
         return self.spool.stat().st_size - self.offset
@@ -237,7 +244,7 @@ class _Shipper:
 
     def _finish(self) -> None:
         if self.client is not None:
-            self.client.set_terminated(self.run_id)
+            self.client.set_terminated(self.run_id, status=self.status)
 
     def _save(self) -> None:
         write_whole(self.state_path, json.dumps({"offset": self.offset, "run_id": self.run_id}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -50,6 +51,25 @@ def test_metrics_params_tags_and_artifacts_arrive_once(tmp_path: Path) -> None:
     assert "nan" not in run.data.metrics
     assert [f.path for f in client.list_artifacts(run_id, "reports")] == ["reports/page.html"]
     assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_a_run_that_an_error_ended_is_shown_as_failed(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    for number, (error, status) in enumerate(
+        ((UserError("too many steps were skipped"), "FAILED"), (None, "FINISHED"))
+    ):
+        tracker = open_tracker(config, "run", tmp_path / "job")
+        tracker.log({"loss": 1.0}, number)
+        with contextlib.suppress(UserError):
+            try:
+                if error:
+                    raise error
+            finally:
+                tracker.close()
+        run_id = json.loads((tmp_path / "job" / STATE).read_text())["run_id"]
+        assert MlflowClient(config.uri).get_run(run_id).info.status == status
 
 
 def test_a_batch_sent_again_after_a_kill_is_kept_once(tmp_path: Path) -> None:
