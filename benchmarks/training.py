@@ -222,11 +222,12 @@ def rank(dataset: Path, n: int) -> None:
     batches = training_batches(config, open_stage_source(config), ranks.rank, 2, 0)
     for _ in range(2):
         _one_step(engine, batches)
+    profiled = min(n, 5)  # a step is a hundred thousand events
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        for _ in range(n):
+        for _ in range(profiled):
             _one_step(engine, batches)
     if ranks.first:
-        print(json.dumps(_with_communication(profile.events(), n)))
+        print(json.dumps(_with_communication(profile.events(), profiled)))
     engines.stop_ranks()
 
 

@@ -194,6 +194,25 @@ def test_a_training_on_two_nodes_outlives_preemption_and_a_dead_node(
     assert read_losses(out, "loss") == read_losses(tmp_path / "whole", "loss")
 
 
+def test_a_cancelled_training_is_not_queued_again(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked to stop as a preempted one is, and saves; but a person wanted its end."""
+    monkeypatch.chdir(tmp_path)
+    data = write_dataset(tmp_path / "set")
+    config = write_stages(tmp_path / "configs", steps=1_000_000) / "1_video.yaml"
+    out = tmp_path / "out"
+    words = ["train", str(config), "--data.path", str(data), "--output", str(out), "--tracking.enabled"]
+    number = submit(capfd, "cancel", "--", *words, "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db")
+    log = tmp_path / f"cancel-{number}.log"
+    wait_until(lambda: bool(read_losses(out, "loss")), log)
+    subprocess.run(["scancel", number], check=True)
+    wait_until(lambda: state(number)["JobState"] == "CANCELLED", log)
+    wait_until(lambda: "saved; the same command goes on" in log.read_text(), log)
+    assert state(number)["Restarts"] == "0"
+    assert "queued again" not in log.read_text()
+
+
 def _processes_on(root: Path, node: str) -> list[int]:
     """Slurm's daemon of that node, its keepers of job steps, and what they started."""
     daemons, keepers, tasks = list[int](), set[int](), list[int]()
