@@ -35,15 +35,15 @@ PARTS = {"still": FRAMES * ROWS * (COLUMNS - 1), "motion": 2 * (FRAMES - 1) * RO
 BYTES = sum(PARTS.values()) // 8
 
 
-def signature(info: MediaInfo, span: Span, timeout_s: float = 120) -> bytes:
-    """`BYTES` bytes.
+def signature(info: MediaInfo, span: Span, timeout_s: float = 120, sound: bool = True) -> bytes:
+    """`BYTES` bytes; without `sound`, or where there is none, its bits are zero.
 
     Raises:
         MediaError: the span cannot be decoded.
     """
     size = (COLUMNS * CELL, ROWS * CELL)
     fps = FRAMES / span.duration_s
-    rate = SAMPLE_RATE if info.audio else None
+    rate = SAMPLE_RATE if sound and info.audio else None
     clip = decode_span(info, span, fps=fps, size=size, sample_rate=rate, fit="stretch", timeout_s=timeout_s, threads=1)
     heard = sound_bits(clip.waveform) if rate else np.zeros(PARTS["sound"], bool)
     bits = [*picture_bits(clip.frames), heard]

@@ -38,8 +38,9 @@ def survey(
 
 def sign(clip: ClipPlan, info: MediaInfo, config: PreprocessConfig) -> ClipPlan:
     """With its signature; without one where it cannot be decoded, for which the decode stage will drop it."""
+    sound = BucketSize.parse(clip.bucket).sound
     try:
-        return replace(clip, signature=signature(info, clip.span, config.clip_timeout_s))
+        return replace(clip, signature=signature(info, clip.span, config.clip_timeout_s, sound))
     except MediaError:
         return clip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections import Counter
 from fractions import Fraction
@@ -175,6 +176,20 @@ def test_without_any_sound_no_autoencoder_of_it_is_asked_for(
                "--init-from", str(tmp_path / "video")])  # fmt: skip
     with pytest.raises(UserError, match="sound: none, now optional"):
         preprocess(config, clips, tmp_path / "set", pool="inline")
+
+
+def test_what_looks_the_same_is_a_copy_where_sound_does_not_count(
+    config: PreprocessConfig, clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in ("sound-0", "sound-1"):
+        shutil.copy(clips / f"{name}.mp4", tmp_path / "videos")
+    both = ["-i", str(clips / "sound-0.mp4"), "-i", str(clips / "sound-1.mp4"), "-map", "0:v", "-map", "1:a"]
+    dubbed = str(tmp_path / "videos" / "zdubbed.mkv")
+    subprocess.run([ffmpeg_path(), "-nostdin", "-v", "error", *both, "-c", "copy", dubbed], check=True)
+    for sound, kept in (("optional", 3), ("none", 2)):
+        chosen = config.model_copy(update={"sound": sound, "text": "online"})
+        assert preprocess(chosen, tmp_path / "videos", tmp_path / sound, pool="inline").card.kept == kept
 
 
 def test_required_sound_is_what_it_was(config: PreprocessConfig, clips: Path, tmp_path: Path) -> None:
