@@ -82,9 +82,8 @@ def align(clips: list[ClipFile]) -> None:
     spread = (time.perf_counter() - start) / len(many)
     worst = max(abs(published(clip) - ours(clip)) for clip in clips[:4])
     each = [slow / len(clips), fast / len(clips), spread]
-    print(
-        f"AV-Align, s per clip: {each[0]:.3f} published approach, {each[1]:.3f} ours in one process ({each[0] / each[1]:.2f} x faster),"
-    )
+    print(f"AV-Align, s per clip: {each[0]:.3f} published approach,")
+    print(f"  {each[1]:.3f} ours in one process ({each[0] / each[1]:.2f} x faster),")
     print(f"  {each[2]:.3f} ours in 2 processes with their start ({each[0] / each[2]:.2f} x faster)")
     print(f"  largest difference of a score {worst:.2g}")
 

@@ -153,7 +153,11 @@ def score_onset_offset(scores: Sequence[ClipScore], seed: int, resamples: int) -
     if origin == "seen":
         together = onset_offset.common_offset(events, seed, resamples)
         clips = onset_offset.count_fits(events)
-        lacking = "what is heard in these clips goes with what is seen no better than by chance"
+        lacking = (
+            "what is heard in these clips goes with what is seen no better than by chance"
+            if clips
+            else "no clip has both visible motion and sound of its own to hold against it"
+        )
         alone = (f"the offset is what {clips} clips have in common; {sure} of them show one by themselves",)
         add("onset_offset", together, "ms", "zero", clips, lacking, alone)
     else:

@@ -94,7 +94,7 @@ def test_every_parameter_must_fit(tmp_path: Path) -> None:
     state = public_state()
     del state["blocks.1.attn.q_bias"]
     torch.save(state, tmp_path / "public.pth")
-    with pytest.raises(RuntimeError, match="query.bias"):
+    with pytest.raises(RuntimeError, match=r"query\.bias"):
         VideoMae2(tmp_path / "public.pth", HEADS, FRAMES, SIDE)
 
 
