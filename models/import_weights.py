@@ -10,6 +10,7 @@ import tyro
 
 from syncflow.config import Config, load
 from syncflow.errors import UserError
+from syncflow.models.outputs import check_folder
 
 
 class ImportConfig(Config):
@@ -49,6 +50,7 @@ class ImportConfig(Config):
 
 def main(argv: list[str]) -> int:
     config = load(ImportConfig, None, argv, "syncflow import")
+    check_folder(config.output)
     if config.output.exists() and any(config.output.iterdir()):
         raise UserError(f"{config.output} is not empty; choose another -o, or remove it")
     import torch

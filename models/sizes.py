@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from syncflow.clock import causal_grid, ticks_in, uniform_grid
 from syncflow.config import Config, load
@@ -82,9 +84,9 @@ class SizesConfig(Config):
     """Adaptors to compare."""
     resolutions: tuple[str, ...] = ()
     """WIDTHxHEIGHT, several are allowed (default: by size)."""
-    duration: Fraction = Fraction(2)
+    duration: Annotated[float, Field(gt=0, le=3600)] = 2.0
     """Seconds, at 16 frames per second."""
-    text_tokens: int = 40
+    text_tokens: Annotated[int, Field(ge=1)] = 40
     """Tokens of a caption."""
 
 
@@ -103,6 +105,8 @@ def lengths_of(size: str, width: int, height: int, duration_s: Fraction, text_to
     """Sequence lengths of a clip at 16 fps in the latents that `size` speaks (8 × 8 pixels in space)."""
     from syncflow.models.flops import Lengths
 
+    if width % 8 or height % 8 or not width or not height:
+        raise UserError(f"{width}x{height}: sides must be multiples of 8, as the autoencoders need")
     stride, audio_hz = _LATENTS[size]
     num_frames = ticks_in(duration_s, Fraction(16))
     grid = (
@@ -121,7 +125,7 @@ def table(config: SizesConfig) -> str:
 
     titles = ["size", "adaptor", "clip", "video M", "adapt M", "audio M"]
     titles += ["v tokens", "a tokens", "GFLOPs", "video", "adapt", "audio"]
-    rows = [titles]
+    rows, duration_s = [titles], Fraction(str(config.duration))
     for size in config.sizes or tuple(SIZES):
         for adaptor in config.adaptors:
             model_cfg = model_config(size, adaptor)
@@ -129,7 +133,7 @@ def table(config: SizesConfig) -> str:
                 parts = DualDiT(model_cfg).parts().values()
             millions = [f"{sum(p.numel() for p in part.parameters()) / 1e6:.1f}" for part in parts]
             for resolution in config.resolutions or _RESOLUTIONS[size]:
-                lengths = lengths_of(size, *parse_size(resolution), config.duration, config.text_tokens)
+                lengths = lengths_of(size, *parse_size(resolution), duration_s, config.text_tokens)
                 cost = forward_cost(model_cfg, lengths)
                 shares = [f"{part / cost.total:.0%}" for part in (cost.video, cost.adaptors, cost.audio)]
                 tokens = [f"{n:,}" for n in (cost.video_tokens, cost.adaptor_tokens)]

@@ -47,7 +47,8 @@ def test_imported_model_has_the_public_video_tower(
 
     assert cli.main(["import", "--weights", str(hub), "-o", str(out)]) == 2
     assert cli.main(["import", "--weights", str(tmp_path), "-o", str(tmp_path / "x")]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    assert cli.main(["import", "--weights", str(hub), "-o", str(hub / "config.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
 
 
 def test_imported_model_generates_with_its_encoders(shared: Path, tmp_path: Path) -> None:

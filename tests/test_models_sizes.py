@@ -68,3 +68,21 @@ def test_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(word in out for word in ("nano", "base", "xl", "512x512", "figure", "aligned"))
     assert cli.main(["sizes", "--sizes", "nanno"]) == 2
+
+
+def test_every_field_of_the_table_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["sizes", "--sizes", "nano", "--adaptors", "aligned", "--resolutions", "64x64"]
+    assert cli.main(argv) == 0
+    two = capsys.readouterr().out.splitlines()[1].split()
+    assert cli.main([*argv, "--duration", "4", "--text-tokens", "20"]) == 0
+    four = capsys.readouterr().out.splitlines()[1].split()
+    assert (two[6], two[7], four[6], four[7]) == ("512", "32", "1,024", "64")
+    for flags, message in (
+        (["--duration", "0"], "greater than 0"),
+        (["--resolutions", "65x64"], "multiples of 8"),
+        (["--sizes", "huge"], "no size"),
+    ):
+        assert cli.main([*argv, *flags]) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert "\n" not in error
