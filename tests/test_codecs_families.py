@@ -256,8 +256,8 @@ def test_tiling_agrees_in_the_middle(tmp_path):
     whole, tiled = (
         load_audio_autoencoder(AutoencoderSpec(kind="oobleck", path=str(tmp_path), tiling=on)) for on in (False, True)
     )
-    tiled.net.tile_sample_min_length, tiled.net.tile_sample_overlap = 16000, 6000  # type: ignore[attr-defined]
-    tiled.net.tile_latent_min_length, tiled.net.tile_latent_overlap = 40, 16  # type: ignore[attr-defined]
+    tiled.net.tile_sample_min_length, tiled.net.tile_sample_overlap = 16000, 6000
+    tiled.net.tile_latent_min_length, tiled.net.tile_latent_overlap = 40, 16
     waveform = torch.randn(1, 32000) * 0.1
     z = whole.encode(waveform).mean
     torch.testing.assert_close(tiled.encode(waveform).mean, z, atol=1e-5, rtol=1e-4)

@@ -255,7 +255,7 @@ def test_calls_that_cannot_be_meant_are_refused(pipeline: SyncFlowPipeline) -> N
         ("at least one prompt", {"num_videos": 0}),
     ):
         with pytest.raises(UserError, match=message):
-            pipeline("rain", steps=1, **arguments)  # type: ignore[arg-type]
+            pipeline("rain", steps=1, **arguments)
     assert pipeline.check(fps=23.976).fps == Fraction(24000, 1001)
 
 

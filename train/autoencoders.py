@@ -231,7 +231,7 @@ def _video_task(settings: AutoencodersConfig, clips: Clips, held_out: Clips) -> 
     perceptual = None
     if training.perceptual.path:
         perceptual, identity = load_perceptual(training.perceptual)
-        perceptual = perceptual.to(device, memory_format=torch.channels_last)
+        perceptual = perceptual.to(device).to(memory_format=torch.channels_last)
         print(f"pictures are judged by VGG16 {identity.sha256[:16]} as well", file=sys.stderr)
     else:
         print("no perceptual network (video.perceptual.path is empty): edges stand in for it", file=sys.stderr)
