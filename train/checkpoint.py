@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -69,21 +68,28 @@ class Saver:
 
     def save(self, engine: Engine, ema: Ema, progress: Progress) -> None:
         self.wait()
-        for piece, average in zip(engine.pieces, ema.values, strict=True):
-            if piece.owner and piece.master.numel():
-                for kind, value in zip(KINDS, (piece.master, *piece.moments, average), strict=True):
-                    self._copy(f"{kind}/{piece.name}", value.detach())
+        self._copy(
+            {
+                f"{kind}/{piece.name}": value.detach()
+                for piece, average in zip(engine.pieces, ema.values, strict=True)
+                if piece.owner and piece.master.numel()
+                for kind, value in zip(KINDS, (piece.master, *piece.moments, average), strict=True)
+            }
+        )
         starts = {piece.name: piece.start for piece in engine.pieces if piece.owner}
         rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
         arguments = (self._copies, starts, rng, asdict(progress))
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def _copy(self, name: str, value: Tensor) -> None:
-        """Training goes on in the original. The copies' memory is kept: to get it anew takes longer than to copy."""
-        if name not in self._copies:
-            self._copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        self._copies[name].copy_(value)
+    def _copy(self, values: dict[str, Tensor]) -> None:
+        """Training goes on in the originals. The copies' memory is kept: to get it anew takes longer than to copy."""
+        if not self._copies:
+            self._copies = {
+                name: torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                for name, value in values.items()
+            }
+        torch._foreach_copy_([self._copies[name] for name in values], list(values.values()))
 
     def wait(self) -> None:
         """Until the save under way is committed (or has failed)."""
@@ -104,9 +110,7 @@ class Saver:
             work.mkdir(exist_ok=True)
             stem = work / f"rank-{self.ranks.rank:05d}"
             path = stem.with_suffix(".safetensors")
-            safetensors.torch.save_file(tensors, path)
-            _sync(path)
-            size, checksum = path.stat().st_size, _checksum(path)
+            size, checksum = _write_tensors(path, tensors)
             pieces = {key: [starts[key.split("/", 1)[1]], tensor.numel()] for key, tensor in tensors.items()}
             write_whole(
                 stem.with_suffix(".json"),
@@ -225,6 +229,23 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
+    """A safetensors file of float32 tensors on the CPU, on the disk when this returns: its size and checksum.
+
+    The library's writer copies every tensor first, and keeps Python to itself meanwhile: training would wait for it.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    parts: list[Any] = [len(text).to_bytes(8, "little"), text, *(tensor.numpy() for tensor in tensors.values())]
+    checksum = 0
+    with path.open("wb") as file:
+        for data in parts:
+            file.write(data)
+            checksum = zlib.crc32(data, checksum)
+        file.flush()
         os.fsync(file.fileno())
+    return 8 + len(text) + end, checksum

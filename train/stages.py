@@ -62,7 +62,9 @@ def run_stage(config: StageConfig, ranks: Ranks, open_tracker: OpenTracker, stop
     source = open_stage_source(config)
     parent_sha256 = file_sha256(parent / "model.safetensors") if parent else ""
     identity = _identity(config, source, parent_sha256)
-    checkpoint, problems = find_latest(output / "checkpoints")
+    # The first rank looks for all: each would read the whole of it, and a shared folder may not look the same to each.
+    found = find_latest(output / "checkpoints") if ranks.first else (None, [])
+    checkpoint, problems = engines.everyones(found, ranks)[0]
     if checkpoint and checkpoint.progress.identity != identity:
         raise UserError(
             f"{output} holds the checkpoints of another run ({_difference(checkpoint.progress.identity, identity)}): "

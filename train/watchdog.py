@@ -52,19 +52,21 @@ class Watchdog:
     def _write(self) -> None:
         path = self.folder / f"rank-{self.ranks.rank:05d}.json"
         values = {"count": self._count, "phase": self._phase, "host": os.uname().nodename, "pid": os.getpid()}
-        write_whole(path, json.dumps({**values, "time": time.time()}))
+        write_whole(path, json.dumps(values))
 
     def _blame(self) -> str:
         """The rank that came least far: the others wait for it."""
         notes = {}
         for rank in range(self.ranks.world_size):
+            path = self.folder / f"rank-{rank:05d}.json"
             try:
-                notes[rank] = json.loads((self.folder / f"rank-{rank:05d}.json").read_text())
+                # Written when: by the file system's clock, for those of the machines may differ.
+                notes[rank] = {**json.loads(path.read_text()), "written": path.stat().st_mtime}
             except (OSError, ValueError):
                 return f"rank {rank} never came up; the same command goes on from the last checkpoint"
         # A host that is gone writes no notes; a rank that hangs still does, but came least far.
-        newest = max(note["time"] for note in notes.values())
-        silent = [rank for rank, note in notes.items() if newest - note["time"] > self.stall_s / 2]
+        newest = max(note["written"] for note in notes.values())
+        silent = [rank for rank, note in notes.items() if newest - note["written"] > self.stall_s / 2]
         rank = min(silent or notes, key=lambda r: (notes[r]["count"], r))
         note = notes[rank]
         return (
