@@ -31,6 +31,7 @@ import safetensors.torch
 import torch
 from train_data import write_dataset
 
+from syncflow.process import keep_freed_memory
 from syncflow.samples import open_dataset
 from syncflow.train import engine as engines
 from syncflow.train.checkpoint import Progress, Saver
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a training on CPUs does, and every loader process
     if args.rank_on:
         rank(args.rank_on, args.steps)
         return

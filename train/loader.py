@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from syncflow.errors import UserError
 from syncflow.models.text import identify_text_encoder
-from syncflow.process import die_with_parent
+from syncflow.process import die_with_parent, keep_freed_memory
 from syncflow.samples import ChannelStats, DatasetCard, ShardMarker, open_dataset
 from syncflow.samples import Dataset as ClipDataset
 from syncflow.train.collate import MicroBatch, collate
@@ -116,6 +116,7 @@ def _unchanged(item: object) -> object:
 
 def _begin_worker(parent: int, worker: int) -> None:
     die_with_parent(parent)
+    keep_freed_memory()
     # Who stops a job often signals all its processes (systemd, Slurm, Ctrl-C): the rank still needs its batches to
     # finish the step and save; it ends its workers itself.
     for number in (signal.SIGTERM, signal.SIGINT):

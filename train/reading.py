@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
@@ -120,7 +121,7 @@ class ShardReader:
         # A clip's members lie side by side: one read.
         start = min([member.offset for member in sample.members.values()])
         end = max([member.offset + member.size for member in sample.members.values()])
-        data = memoryview(bytearray(end - start))
+        data = np.empty(end - start, np.uint8).data
         if self.cache:
             with self.cache.open(self.dataset, shard) as handle:
                 os.preadv(handle, [data], start)  # of what is missing, the checksum tells
