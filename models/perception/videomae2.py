@@ -8,7 +8,7 @@ content bias in Fréchet video distance", 2024, whose package reads the same fil
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class VideoMae2:
             use_mean_pooling=True,
         )
         self.frames, self.side, self.device = frames, side, device
-        self.network: Any = VideoMAEModel(config)
+        self.network = cast(Any, VideoMAEModel(config))
         self.network.load_state_dict(_renamed(state))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.norm.load_state_dict({name: state[f"fc_norm.{name}"] for name in ("weight", "bias")})
