@@ -154,7 +154,7 @@ def test_silent_and_static_clips_have_no_nan(tmp_path: Path) -> None:
     write_mp4(folder / "both.mp4", still, clip.fps, np.zeros_like(clip.waveform), clip.sample_rate)
     run("--generated", folder, "-o", tmp_path / "out", "--workers", 1)
     metrics = results(tmp_path / "out")["odd"]["metrics"]
-    assert "what is heard" in metrics["onset_offset"]["not_computed"]
+    assert "no clip has both visible motion and sound" in metrics["onset_offset"]["not_computed"]
     assert "notes" in metrics["loudness"]
     with (tmp_path / "out" / "clips.csv").open() as file:
         notes = {row["clip"]: row["notes"] for row in csv.DictReader(file)}
