@@ -8,7 +8,7 @@ is matched once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import pairwise
@@ -44,19 +44,17 @@ def flow_curve(frames: Iterable[np.ndarray], threads: int = 1) -> list[float]:
     import cv2
 
     def into(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        flow = cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
-        return cv2.magnitude(flow[..., 0], flow[..., 1])  # (H, W)
+        return cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
 
     pairs = pairwise(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)  # of (H, W)
-    lengths: Iterator[np.ndarray]
+    curve: list[float] = []
     with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-        lengths = pool.map(into, pairs) if pool else map(into, pairs)
-        curve, place = [], None
-        for length in lengths:
-            place = _aligned(length.shape) if place is None else place
-            # the last bits of OpenCV's sum depend on where in memory the numbers lie
-            np.copyto(place, length)
-            curve.append(float(cv2.mean(place)[0]))
+        for flow in pool.map(into, pairs) if pool else map(into, pairs):  # (H, W, 2)
+            if not curve:
+                x, y, length = (_aligned(flow.shape[:2]) for _ in range(3))
+            # the last bits of OpenCV's root depend on where in memory the numbers lie, which threads change
+            x[:], y[:] = flow[..., 0], flow[..., 1]
+            curve.append(float(cv2.mean(cv2.magnitude(x, y, length))[0]))
     return curve[:1] + curve
 
 
