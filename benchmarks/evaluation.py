@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from machine import gain_of_two
 
 from syncflow.eval.av_align import audio_peaks, av_align, flow_peaks
 from syncflow.eval.clips import ClipFile, find_clips
@@ -99,6 +100,7 @@ def workers(clips: list[ClipFile], total: int = 100) -> None:
         spans.append(time.perf_counter() - start)
     one, two = spans
     print(f"all measures, {total} clips: 1 process {one:.1f} s, 2 processes {two:.1f} s: {one / two:.2f} x")
+    print(f"  two processes that share nothing on this machine now: {gain_of_two():.2f} x")
 
 
 def features(clips: list[ClipFile], weights: Path, scratch: Path, total: int = 2000) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
 
 import torch
+from machine import gain_of_two
 
 from syncflow.clock import Span
 from syncflow.impacts import render
@@ -190,6 +191,7 @@ def main() -> int:
             one = pool_seconds(config, folder / "one", 1)
             two = pool_seconds(config, folder / "two", 2)
             found.update(workers=one / two, ray=one / alone)
+            print(f"limit    {gain_of_two():6.2f}  two processes that share nothing against one, on this machine now")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for name, ratio in found.items():
