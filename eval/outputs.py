@@ -19,7 +19,7 @@ from syncflow.files import replacing, write_whole
 from syncflow.media import printable
 
 if TYPE_CHECKING:
-    from syncflow.eval.command import EvaluateConfig
+    from syncflow.eval.config import EvaluateConfig
 
 
 @dataclass

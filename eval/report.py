@@ -15,7 +15,7 @@ from syncflow.eval.scores import ClipScore, Score
 from syncflow.files import replacing, write_whole
 
 if TYPE_CHECKING:
-    from syncflow.eval.command import EvaluateConfig
+    from syncflow.eval.config import EvaluateConfig
     from syncflow.eval.outputs import Evaluation, JudgedSet
 
 EMBED_BYTES = 2_000_000

@@ -29,7 +29,7 @@ from syncflow.media import printable
 from syncflow.process import git_commit
 
 if TYPE_CHECKING:
-    from syncflow.eval.command import EvaluateConfig
+    from syncflow.eval.config import EvaluateConfig
 
 SCORERS: dict[str, Callable[[Sequence[ClipScore], int, int], dict[str, Score]]] = {
     "av_align": score_av_align,
