@@ -78,7 +78,10 @@ def measure_clip(clip: ClipFile, threads: int = 1) -> ClipMeasures:
             f"{float(info.duration_s):.0f} s of {info.width}x{info.height}: cut it into clips first",
         )
     span = Span(Fraction(0), info.duration_s)
-    decoded = decode_span(info, span, fps=fps, size=None, sample_rate=info.audio.sample_rate, threads=1)
+    # AV-Align's published values rest on OpenCV's colours; to the other measures it is one.
+    decoded = decode_span(
+        info, span, fps=fps, size=None, sample_rate=info.audio.sample_rate, colour_matrix="bt601", threads=1
+    )
     if decoded.valid_frames < 3:
         raise MediaError("too_short", clip.path, f"has {decoded.valid_frames} frames; motion needs 3")
     frames = decoded.frames[: decoded.valid_frames]
@@ -113,7 +116,8 @@ def read_published(clip: ClipFile, threads: int = 1) -> tuple[list[float], list[
     """What AV-Align alone needs of a clip: times of onsets, times of flow peaks, frames per second."""
     info = probe(clip.path)
     fps = info.rate or Fraction(25)
-    decoded = decode_span(info, Span(Fraction(0), info.duration_s), fps=fps, size=None, sample_rate=None)
+    whole = Span(Fraction(0), info.duration_s)
+    decoded = decode_span(info, whole, fps=fps, size=None, sample_rate=None, colour_matrix="bt601")
     frames = decoded.frames[: decoded.valid_frames]
     return audio_peaks(*_wav(info)), flow_peaks(flow_curve(frames, threads), float(fps)), float(fps)
 

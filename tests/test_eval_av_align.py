@@ -52,7 +52,9 @@ def plain_score(path: Path, tmp_path: Path) -> float:
 def test_scores_equal_the_plain_reading_clip_by_clip(shared: Path, tmp_path: Path) -> None:
     demo = shared / "data" / "syncflow_demo"
     paths = [*sorted((demo / "vggsound").glob("*.mp4"))[:3], *sorted((demo / "zs_v2a").glob("*.mp4"))[:3]]
-    paths += [shared / "data" / "develop" / name for name in ("marimba.mp4", "anvil_hammer.mp4")]
+    # the last two are tagged BT.709, which OpenCV's reader does not look at
+    names = ("marimba.mp4", "anvil_hammer.mp4", "airplane_taxi.mp4", "rip_newspaper.mp4")
+    paths += [shared / "data" / "develop" / name for name in names]
     for path in paths:
         clip = ClipFile(path.stem, path)
         assert score_clip(clip, measure_clip(clip)).av_align == pytest.approx(plain_score(path, tmp_path), abs=1e-9)

@@ -62,6 +62,7 @@ def decode_span(
     size: tuple[int, int] | None,
     sample_rate: int | None,
     fit: Fit = "crop",
+    colour_matrix: Literal["auto", "bt601"] = "auto",
     timeout_s: float = 120,
     threads: int = 0,
 ) -> Clip:
@@ -73,6 +74,7 @@ def decode_span(
         size: (width, height); None keeps the size as shown.
         sample_rate: in Hz; None leaves the sound out (L = 0).
         fit: how another aspect ratio is brought to `size`: crop the centre, pad with black, or stretch.
+        colour_matrix: auto makes RGB as the file states; bt601 as OpenCV's reader does, whatever the file states.
         threads: decoder threads; 0 lets ffmpeg choose.
 
     Raises:
@@ -92,7 +94,7 @@ def decode_span(
     with _memory_file() as pixels, _memory_file() as samples:
         file = _input(info, span)
         outputs = [
-            _pictures(file, info, span, fps, (width, height), fit).output(
+            _pictures(file, info, span, fps, (width, height), fit, colour_matrix).output(
                 f"pipe:{pixels.fileno()}",
                 f="rawvideo",
                 pix_fmt="rgb24",
@@ -193,7 +195,9 @@ def _keyframe_before(info: MediaInfo, start_s: Fraction) -> Fraction | None:
     return None
 
 
-def _pictures(file: Any, info: MediaInfo, span: Span, fps: Fraction, size: tuple[int, int], fit: Fit) -> Any:
+def _pictures(
+    file: Any, info: MediaInfo, span: Span, fps: Fraction, size: tuple[int, int], fit: Fit, colour_matrix: str
+) -> Any:
     """The filters of the video stream. A frame is due halfway between the one before it and its own time, so that
     `fps`, which shows at each tick the last frame that is due, shows the nearest. After a pause of the picture
     (variable frame rate) it is due at most half a tick or half a nominal frame ahead: a pause is really seen."""
@@ -206,18 +210,19 @@ def _pictures(file: Any, info: MediaInfo, span: Span, fps: Fraction, size: tuple
         .filter("setpts", f"PTS-{start_us}-{early}")
         .filter("fps", fps=f"{fps.numerator}/{fps.denominator}", round="up", start_time=0)
     )
+    scaling = {"flags": "bicubic", "in_color_matrix": colour_matrix}
     width, height = size
     across, down = Fraction(width, info.width), Fraction(height, info.height)
     if fit == "stretch" or across == down:
-        return stream.filter("scale", width, height, flags="bicubic").filter("setsar", 1)
+        return stream.filter("scale", width, height, **scaling).filter("setsar", 1)
     if fit == "crop":
         # Cut first: what is cut off need not be scaled. Shares of the stored size, whatever its pixels' shape.
         keep_x, keep_y = min(1.0, float(across / down)), min(1.0, float(down / across))
         stream = stream.filter("crop", f"iw*{keep_x:.9f}", f"ih*{keep_y:.9f}")
-        return stream.filter("scale", width, height, flags="bicubic").filter("setsar", 1)
+        return stream.filter("scale", width, height, **scaling).filter("setsar", 1)
     factor = min(across, down)
     inner_width, inner_height = max(1, round(info.width * factor)), max(1, round(info.height * factor))
-    stream = stream.filter("scale", inner_width, inner_height, flags="bicubic").filter("format", "rgb24")
+    stream = stream.filter("scale", inner_width, inner_height, **scaling).filter("format", "rgb24")
     stream = stream.filter("pad", width, height, (width - inner_width) // 2, (height - inner_height) // 2)
     return stream.filter("setsar", 1)
 
