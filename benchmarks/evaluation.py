@@ -89,7 +89,7 @@ def align(clips: list[ClipFile]) -> None:
     print(f"  largest difference of a score {worst:.2g}")
 
 
-def workers(clips: list[ClipFile], total: int = 100) -> None:
+def workers(clips: list[ClipFile], total: int = 300) -> None:
     """All measures without weights, the start of the processes included."""
     many = (clips * (total // len(clips) + 1))[:total]
     map_clips(measure_clip, clips[:1], (), 1, "warm up")
