@@ -17,12 +17,12 @@ import os
 import shutil
 import threading
 import time
-import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from isal import isal_zlib
 from safetensors import safe_open
 from torch import Tensor
 
@@ -225,7 +225,7 @@ def _checksum(path: Path) -> int:
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):
-            value = zlib.crc32(block, value)
+            value = isal_zlib.crc32(block, value)
     return value
 
 
@@ -245,7 +245,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
     with path.open("wb") as file:
         for data in parts:
             file.write(data)
-            checksum = zlib.crc32(data, checksum)
+            checksum = isal_zlib.crc32(data, checksum)
         file.flush()
         os.fsync(file.fileno())
     return 8 + len(text) + end, checksum

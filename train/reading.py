@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from fractions import Fraction
@@ -16,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
+from isal import isal_zlib
 from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 
 from syncflow.errors import UserError
@@ -130,7 +130,7 @@ class ShardReader:
         members = {}
         for extension, member in sample.members.items():
             members[extension] = data[member.offset - start : member.offset - start + member.size]
-            if zlib.crc32(members[extension]) != member.crc32:
+            if isal_zlib.crc32(members[extension]) != member.crc32:
                 raise UserError(
                     f"{self.dataset.tar_path(shard)}: {sample.id}.{extension} is damaged (checksum); "
                     "preprocess this shard again"
