@@ -60,6 +60,7 @@ def _held(path: Path) -> Iterator[None]:
                 raise _taken(path, before) from None
         except OSError:  # a file system without locks
             pass
+        _write(file.fileno(), 0)  # before anything else: who comes next must find it
         done = threading.Event()
         beats = threading.Thread(target=_beat, args=(file.fileno(), done), name="claim", daemon=True)
         beats.start()
@@ -73,14 +74,16 @@ def _held(path: Path) -> Iterator[None]:
 
 
 def _beat(handle: int, done: threading.Event) -> None:
-    count = 0
-    while True:
-        note = {"host": os.uname().nodename, "pid": os.getpid(), "machine": _machine(), "beat": count}
-        with contextlib.suppress(OSError):  # a full disk
-            os.pwrite(handle, json.dumps(note).ljust(_LINE).encode(), 0)
+    count = 1
+    while not done.wait(BEAT_S):
+        _write(handle, count)
         count += 1
-        if done.wait(BEAT_S):
-            return
+
+
+def _write(handle: int, count: int) -> None:
+    note = {"host": os.uname().nodename, "pid": os.getpid(), "machine": _machine(), "beat": count}
+    with contextlib.suppress(OSError):  # a full disk
+        os.pwrite(handle, json.dumps(note).ljust(_LINE).encode(), 0)
 
 
 def _read(path: Path) -> dict:
