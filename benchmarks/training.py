@@ -263,17 +263,28 @@ def checkpoint(dataset: Path, ranks: engines.Ranks, folder: Path) -> dict[str, f
     """A save of the whole nano model: what the step waits for, and what the save takes in all."""
     from syncflow.models.d_dit import DualDiT
 
-    config = _stage("3_joint", dataset)
+    config = _stage("3_joint", dataset, "--data.workers", "1")
     engine = engines.Engine(DualDiT(config.model), config, ranks)
     ema = Ema([piece.master for piece in engine.pieces], 0.99)
     saver = Saver(folder, ranks, keep=2)
+    batches = training_batches(config, open_stage_source(config), 0, 1, 0)
     blocked, total = [], []
     for step in range(1, 8):
         started = time.perf_counter()
         saver.save(engine, ema, Progress(step=step))
-        blocked.append(time.perf_counter() - started)
         saver.wait()
         total.append(time.perf_counter() - started)
+    for step in range(8, 15):  # as in training: saved after a step, copied while the next one is computed
+        started = time.perf_counter()
+        saver.save(engine, ema, Progress(step=step))
+        waited = time.perf_counter() - started
+        [batch] = next(batches)
+        engine.backward(batch)
+        started = time.perf_counter()
+        saver.wait_copied()
+        blocked.append(waited + time.perf_counter() - started)
+        engine.update(1e-4, skip=False)
+        ema.update()
     middle = len(total) // 2
     return {
         "blocked_s": sorted(blocked)[middle],

@@ -6,6 +6,7 @@ import json
 import math
 import resource
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from train_data import TINY, ListTracker, read_losses, train, write_dataset, wri
 
 from syncflow.errors import UserError
 from syncflow.models.checkpoints import load_model
+from syncflow.train.checkpoint import Saver
 from syncflow.train.collate import MicroBatch
 from syncflow.train.order import Pick
 
@@ -214,6 +216,28 @@ def test_a_spike_is_skipped(dataset: Path, stages: Path, tmp_path: Path, monkeyp
     args = ["--data.path", str(dataset), "--output", str(out), "--steps", "30", "--optimizer.clip", "0"]
     assert train([str(stages / "1_video.yaml"), *args]) == 0
     assert read_losses(out, "skipped_steps")[30] >= 1
+
+
+def test_a_checkpoint_is_of_its_step_however_long_copying_takes(
+    dataset: Path, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [str(stages / "1_video.yaml"), "--data.path", str(dataset), "--steps", "2"]
+    args += ["--checkpoint.every", "1", "--checkpoint.keep", "5"]
+    assert train([*args, "--output", str(tmp_path / "fast")]) == 0
+    copy = Saver._copy
+
+    def slow(self: Saver, values: dict[str, Tensor]) -> None:
+        time.sleep(1)
+        copy(self, values)
+
+    monkeypatch.setattr(Saver, "_copy", slow)
+    assert train([*args, "--output", str(tmp_path / "slow")]) == 0
+    fast, late = (
+        [path.read_bytes() for path in sorted((tmp_path / name / "checkpoints").glob("step-*/*.safetensors"))]
+        for name in ("fast", "slow")
+    )
+    assert len(fast) == 2
+    assert fast == late
 
 
 def test_a_full_disk_loses_no_checkpoint(

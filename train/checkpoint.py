@@ -53,7 +53,7 @@ class Progress:
 
 
 class Saver:
-    """Saves in the background: `save` copies the pieces and returns; at most one save is under way."""
+    """Saves in the background, one at a time: what is saved must not change before `wait_copied` returns."""
 
     def __init__(self, folder: Path, ranks: Ranks, keep: int) -> None:
         self.folder, self.ranks, self.keep = folder, ranks, keep
@@ -61,29 +61,35 @@ class Saver:
         """Why the latest save failed on this rank, until taken by `take_problem`."""
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.first:
             for stale in folder.glob("*.wip"):
                 shutil.rmtree(stale, ignore_errors=True)
 
     def save(self, engine: Engine, ema: Ema, progress: Progress) -> None:
+        """Begin to save; the pieces are copied while the next forward and backward pass only read them."""
         self.wait()
-        self._copy(
-            {
-                f"{kind}/{piece.name}": value.detach()
-                for piece, average in zip(engine.pieces, ema.values, strict=True)
-                if piece.owner and piece.master.numel()
-                for kind, value in zip(KINDS, (piece.master, *piece.moments, average), strict=True)
-            }
-        )
+        values = {
+            f"{kind}/{piece.name}": value.detach()
+            for piece, average in zip(engine.pieces, ema.values, strict=True)
+            if piece.owner and piece.master.numel()
+            for kind, value in zip(KINDS, (piece.master, *piece.moments, average), strict=True)
+        }
         starts = {piece.name: piece.start for piece in engine.pieces if piece.owner}
         rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
-        arguments = (self._copies, starts, rng, asdict(progress))
+        self._copied.clear()
+        arguments = (values, starts, rng, asdict(progress))
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
+    def wait_copied(self) -> None:
+        """Until weights, moments and average may change again."""
+        if self._thread is not None:
+            self._copied.wait()
+
     def _copy(self, values: dict[str, Tensor]) -> None:
-        """Training goes on in the originals. The copies' memory is kept: to get it anew takes longer than to copy."""
+        """The copies' memory is kept: to get it anew takes longer than to copy."""
         if not self._copies:
             self._copies = {
                 name: torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
@@ -101,17 +107,21 @@ class Saver:
         problem, self.problem = self.problem, ""
         return problem
 
-    def _write(self, tensors: dict[str, Tensor], starts: dict[str, int], rng: str, progress: dict[str, Any]) -> None:
+    def _write(self, values: dict[str, Tensor], starts: dict[str, int], rng: str, progress: dict[str, Any]) -> None:
         name = f"step-{progress['step']:08d}"
         work, final = self.folder / f"{name}.wip", self.folder / name
         try:
+            try:
+                self._copy(values)
+            finally:
+                self._copied.set()
             if final.exists():
                 return  # saved before a restart took the same step again
             work.mkdir(exist_ok=True)
             stem = work / f"rank-{self.ranks.rank:05d}"
             path = stem.with_suffix(".safetensors")
-            size, checksum = _write_tensors(path, tensors)
-            pieces = {key: [starts[key.split("/", 1)[1]], tensor.numel()] for key, tensor in tensors.items()}
+            size, checksum = _write_tensors(path, self._copies)
+            pieces = {key: [starts[key.split("/", 1)[1]], tensor.numel()] for key, tensor in self._copies.items()}
             write_whole(
                 stem.with_suffix(".json"),
                 json.dumps({"size": size, "crc32": checksum, "pieces": pieces, "rng": rng}),

@@ -62,6 +62,7 @@ def train(run: Training) -> bool:
 
         bad = guard.is_bad(totals, progress, config.guard)
         watch.phase("optimizer")
+        run.saver.wait_copied()
         lr = learning_rate(config, progress.step)
         engine.update(lr, skip=bool(bad))
         if not bad:
