@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from syncflow.eval.av_align import audio_peaks, av_align, flow_curve, flow_peaks, matches
+from syncflow.eval.av_align import audio_peaks, av_align, flow_curve, flow_peaks, matches, onset_frames
 from syncflow.eval.clips import ClipFile
 from syncflow.eval.measure import measure_clip
 from syncflow.eval.scores import score_clip
 from syncflow.media import ffmpeg_path
 
+LIBROSA = """
+import json, sys
+import librosa, numpy as np
+for path in sys.argv[1:]:
+    if path.endswith(".npy"):
+        frames = librosa.onset.onset_detect(onset_envelope=np.load(path), sr=22050)
+        print(json.dumps(frames.tolist()))
+    else:
+        sound, rate = librosa.load(path)
+        onsets = librosa.onset.onset_detect(onset_envelope=librosa.onset.onset_strength(y=sound, sr=rate), sr=rate)
+        print(json.dumps(librosa.frames_to_time(onsets, sr=rate).tolist()))
+"""
 
-def plain_score(path: Path, tmp_path: Path) -> float:
-    """The slow twin: OpenCV's reader, a wav file, librosa's loader, every pair of frames converted anew."""
+
+def librosa_onsets(paths: list[Path], tmp_path: Path) -> list[list[float]]:
+    """What librosa itself detects in wav files (s) and onset strengths (frames).
+
+    In a process with a cache of its own: see `onset_frames` for what two processes do to a cache they share.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", LIBROSA, *map(str, paths)],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def plain_score(path: Path, heard: list[float]) -> float:
+    """The slow twin: OpenCV's reader, every pair of frames converted anew."""
     import cv2
-    import librosa
 
     reader = cv2.VideoCapture(str(path))
     fps, frames = reader.get(cv2.CAP_PROP_FPS), []
@@ -27,11 +57,6 @@ def plain_score(path: Path, tmp_path: Path) -> float:
         if not good:
             break
         frames.append(frame)
-    wav = tmp_path / "sound.wav"
-    subprocess.run([ffmpeg_path(), "-y", "-v", "error", "-i", str(path), str(wav)], check=True)
-    sound, rate = librosa.load(wav)
-    onsets = librosa.onset.onset_detect(onset_envelope=librosa.onset.onset_strength(y=sound, sr=rate), sr=rate)
-    heard = librosa.frames_to_time(onsets, sr=rate)
     flows = []
     for before, after in zip([frames[0], *frames[:-1]], [frames[1], *frames[1:]], strict=True):
         one, two = (cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) for f in (before, after))
@@ -55,9 +80,27 @@ def test_scores_equal_the_plain_reading_clip_by_clip(shared: Path, tmp_path: Pat
     # the last two are tagged BT.709, which OpenCV's reader does not look at
     names = ("marimba.mp4", "anvil_hammer.mp4", "airplane_taxi.mp4", "rip_newspaper.mp4")
     paths += [shared / "data" / "develop" / name for name in names]
-    for path in paths:
+    wavs = [tmp_path / f"{k}.wav" for k in range(len(paths))]
+    for path, wav in zip(paths, wavs, strict=True):
+        subprocess.run([ffmpeg_path(), "-y", "-v", "error", "-i", str(path), str(wav)], check=True)
+    for path, heard in zip(paths, librosa_onsets(wavs, tmp_path), strict=True):
         clip = ClipFile(path.stem, path)
-        assert score_clip(clip, measure_clip(clip)).av_align == pytest.approx(plain_score(path, tmp_path), abs=1e-9)
+        assert score_clip(clip, measure_clip(clip)).av_align == pytest.approx(plain_score(path, heard), abs=1e-9)
+
+
+def test_onsets_are_the_frames_librosa_picks(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    strengths = []
+    for k in range(60):
+        frames = int(random.integers(1, 900))
+        kinds = (random.random(frames), random.standard_normal(frames) ** 4, np.round(random.random(frames) * 4))
+        strengths.append((*kinds, np.full(frames, 0.3))[k % 4].astype(np.float32))
+    paths = [tmp_path / f"{k}.npy" for k in range(len(strengths))]
+    for strength, path in zip(strengths, paths, strict=True):
+        np.save(path, strength)
+    expected = librosa_onsets(paths, tmp_path)
+    assert sum(map(len, expected)) > 1000
+    assert [onset_frames(strength) for strength in strengths] == expected
 
 
 @pytest.mark.slow
