@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncflow.models.attention import CrossAttention, SelfAttention
 from syncflow.models.config import ModelConfig
@@ -31,6 +31,7 @@ from syncflow.models.d_dit import DualDiT
 from syncflow.models.flops import Lengths, forward_cost
 from syncflow.models.generation import generate_joint, generate_sound, make_setting
 from syncflow.models.guidance import Guidance
+from syncflow.models.layers import RMSNorm
 from syncflow.models.sampler import time_grid
 from syncflow.models.sizes import SIZES
 from syncflow.models.video_tower import Block, Conditions, VideoTower
@@ -84,6 +85,13 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     return scores.softmax(dim=-1).to(q.dtype) @ v
 
 
+def plain_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """x / sqrt(mean(x²) + ε) · weight in float32, as the public code writes it out."""
+    assert isinstance(norm, RMSNorm)
+    wide = x.float()
+    return norm.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)).to(x.dtype)
+
+
 def plain_rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """x·cos + (x turned by 90°)·sin, pair by pair."""
     cos, sin = rotation.real.repeat_interleave(2, -1), rotation.imag.repeat_interleave(2, -1)
@@ -95,7 +103,7 @@ def plain_rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def plain_self(module: SelfAttention, x: Tensor, rotation: Tensor | None) -> Tensor:
     b, n, e = x.shape
     q, k, v = module.qkv(x).view(b, n, 3, module.heads, -1).permute(2, 0, 3, 1, 4)
-    q, k = module.q_norm(q), module.k_norm(k)
+    q, k = plain_norm(module.q_norm, q), plain_norm(module.k_norm, k)
     if rotation is not None:
         q, k = plain_rotate(q, rotation), plain_rotate(k, rotation)
     return module.proj(plain_attention(q, k, v).transpose(1, 2).reshape(b, n, e))

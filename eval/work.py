@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -77,17 +78,24 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
-def _one_thread() -> None:
-    """Clips are what runs side by side; libraries that spread each over all cores would only fight."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Clips are what runs side by side; libraries that spread each over all cores would only fight.
+
+    The last bits of a matrix product depend on how many threads share it: with one they are the same everywhere.
+    """
     import cv2
+    from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(1)
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 def attempt(measure: Callable[..., R], clip: ClipFile, arguments: tuple[Any, ...]) -> R | Failure:
-    _one_thread()
     try:
-        return measure(clip, *arguments)
+        with _one_thread():
+            return measure(clip, *arguments)
     except MediaError as error:
         return Failure(clip.name, error.reason, error.detail)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
