@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from machine import resident_bytes
 from torch import Tensor, nn
 
 from syncflow.models.attention import CrossAttention, SelfAttention
@@ -208,12 +208,12 @@ def peak_bytes(name: str, which: str, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        before = resident_bytes("VmRSS")
     out = tower(**inputs) if which == "ours" else plain_tower(tower, inputs)
     out.square().mean().backward()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() - before
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident_bytes("VmHWM") - before
 
 
 def measure_tower(name: str, device: torch.device, repeat: int, compiled: bool) -> dict[str, float]:

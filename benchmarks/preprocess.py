@@ -5,7 +5,7 @@
 decode    decode + resize + resample against the ffmpeg command line with the same filters into null   (>= 0.8)
 workers   two Ray workers against one, on CPU-bound work                                               (>= 1.7)
 ray       Ray with one worker against the same stages in a plain loop, once both are warm              (<= 1.15)
-memory    peak of the driver and of a worker with 10 x the clips                                       (<= 1.1)
+memory    peak of one process that does everything, with 10 x the clips                                (<= 1.1)
 shards    shard writing (pack, index, checksum, fsync, commit) against tarfile on the same bytes       (>= 0.7)
 """
 
@@ -21,14 +21,16 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
 
 import torch
-from machine import gain_of_two
+from machine import gain_of_two, resident_bytes
 
 from syncflow.clock import Span
 from syncflow.impacts import render
@@ -110,13 +112,13 @@ def peak_mb(config: PreprocessConfig, clips: int, folder: Path) -> float:
     manifest = folder / f"{clips}.jsonl"
     rows = [{"uri": str(names[k % len(names)]), "id": f"clip-{k}"} for k in range(clips)]
     manifest.write_text("\n".join(map(json.dumps, rows)))
-    pid = os.fork()
-    if not pid:
-        preprocess(config, manifest, folder / f"memory-{clips}", pool="inline")
-        os._exit(0)
-    _, status, usage = os.wait4(pid, 0)
-    assert status == 0
-    return usage.ru_maxrss / 1024
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_of_job, config, manifest, folder / f"memory-{clips}").result() / 1e6
+
+
+def _peak_of_job(config: PreprocessConfig, manifest: Path, output: Path) -> int:
+    preprocess(config, manifest, output, pool="inline")
+    return resident_bytes("VmHWM")
 
 
 def shard_ratio(folder: Path) -> float:
@@ -184,8 +186,9 @@ def main() -> int:
         if "shards" in options.only:
             found["shards"] = shard_ratio(folder)
         if "memory" in options.only:
-            few = peak_mb(config, options.clips, folder)
-            found["memory"] = peak_mb(config, 10 * options.clips, folder) / few
+            few, many = (peak_mb(config, n * options.clips, folder) for n in (1, 10))
+            found["memory"] = many / few
+            print(f"memory   {few:.0f} MB with {options.clips} clips, {many:.0f} MB with {10 * options.clips}")
         if {"workers", "ray"} & set(options.only):
             alone = pool_seconds(config, folder / "alone", 0)
             one = pool_seconds(config, folder / "one", 1)
