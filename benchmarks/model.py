@@ -242,6 +242,7 @@ def measure_tower(name: str, device: torch.device, repeat: int, compiled: bool) 
     a, b = torch.randn(tokens, width, device=device), torch.randn(width, 4 * width, device=device)
     runs = {"plain": plain, "ours": ours, "product": lambda: a @ b}
     if compiled:
+        torch.compiler.reset()  # one tower's shapes are no reason to give up on the next
         fused = copy.deepcopy(tower)
         for block in [*fused.spatial_blocks, *fused.temporal_blocks]:
             block.compile()
