@@ -27,7 +27,8 @@ def draw(clips: list[ClipFile], output: Path) -> None:
     figure, axes = plt.subplots(2 * len(clips), 1, figsize=(10, 2.1 * len(clips)), height_ratios=[1, 0.8] * len(clips))
     for clip, film, sound in zip(clips, axes[::2], axes[1::2], strict=True):
         info = probe(clip.path)
-        assert info.rate is not None and info.audio is not None
+        assert info.rate is not None
+        assert info.audio is not None
         decoded = decode_span(
             info,
             Span(info.duration_s * 0, info.duration_s),
