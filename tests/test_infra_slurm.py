@@ -163,9 +163,14 @@ def test_a_training_on_two_nodes_outlives_preemption_and_a_dead_node(
     def step() -> int:
         return int(max(read_losses(out, "loss"), default=0)) if (out / "spool.jsonl").exists() else 0
 
+    def is_queued(restarts: int) -> bool:
+        """Slurm queues a job again while its script is still ending: started then, the new one loses its nodes."""
+        at = subprocess.run(["sinfo", "-h", "-n", "n1", "-o", "%T"], capture_output=True, text=True).stdout.strip()
+        return state(number)["Restarts"] == str(restarts) and state(number)["JobState"] == "PENDING" and at == "idle"
+
     def run_again(restarts: int) -> None:
         """A requeued job is held for two minutes: long enough."""
-        wait_until(lambda: state(number)["Restarts"] == str(restarts) and state(number)["JobState"] == "PENDING", log)
+        wait_until(lambda: is_queued(restarts), log)
         subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
 
     wait_until(lambda: step() >= 5, log)
