@@ -46,17 +46,16 @@ def onset_frames(strength: np.ndarray) -> list[int]:
     height /= height.max() + np.finfo(height.dtype).tiny
     if not height.any() or not np.isfinite(height).all():
         return []
+    levels = height.tolist()
     picked: list[int] = []
-    frame = 0
-    while frame < len(height):
+    for frame, level in enumerate(levels):
+        waits = picked and frame == picked[-1] + 1  # 0.03 s
+        if waits or (frame and level < levels[frame - 1]):
+            continue
         around = height[max(0, frame - before) : frame + before + 1]
         # numba sums one after another in float32, which the last bit shows
-        mean = float(np.cumsum(around)[-1]) / len(around)
-        top = height[frame] == height[max(0, frame - 1) : frame + 1].max()
-        if top and height[frame] >= mean + least:
+        if level >= float(np.cumsum(around)[-1]) / len(around) + least:
             picked.append(frame)
-            frame += 1  # 0.03 s are waited for
-        frame += 1
     return picked
 
 

@@ -21,18 +21,13 @@ LIBROSA = """
 import json, sys
 import librosa, numpy as np
 for path in sys.argv[1:]:
-    if path.endswith(".npy"):
-        frames = librosa.onset.onset_detect(onset_envelope=np.load(path), sr=22050)
-        print(json.dumps(frames.tolist()))
-    else:
-        sound, rate = librosa.load(path)
-        onsets = librosa.onset.onset_detect(onset_envelope=librosa.onset.onset_strength(y=sound, sr=rate), sr=rate)
-        print(json.dumps(librosa.frames_to_time(onsets, sr=rate).tolist()))
+    strength = np.load(path) if path.endswith(".npy") else librosa.onset.onset_strength(y=librosa.load(path)[0])
+    print(json.dumps(librosa.onset.onset_detect(onset_envelope=strength).tolist()))
 """
 
 
-def librosa_onsets(paths: list[Path], tmp_path: Path) -> list[list[float]]:
-    """What librosa itself detects in wav files (s) and onset strengths (frames).
+def librosa_onsets(paths: list[Path], tmp_path: Path) -> list[list[int]]:
+    """Frames that librosa itself picks in wav files or stored onset strengths, at its default rate and hop.
 
     In a process with a cache of its own: see `onset_frames` for what two processes do to a cache they share.
     """
@@ -46,9 +41,10 @@ def librosa_onsets(paths: list[Path], tmp_path: Path) -> list[list[float]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def plain_score(path: Path, heard: list[float]) -> float:
+def plain_score(path: Path, onsets: list[int]) -> float:
     """The slow twin: OpenCV's reader, every pair of frames converted anew."""
     import cv2
+    import librosa
 
     reader = cv2.VideoCapture(str(path))
     fps, frames = reader.get(cv2.CAP_PROP_FPS), []
@@ -57,6 +53,7 @@ def plain_score(path: Path, heard: list[float]) -> float:
         if not good:
             break
         frames.append(frame)
+    heard = librosa.frames_to_time(onsets)
     flows = []
     for before, after in zip([frames[0], *frames[:-1]], [frames[1], *frames[1:]], strict=True):
         one, two = (cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) for f in (before, after))
@@ -83,9 +80,9 @@ def test_scores_equal_the_plain_reading_clip_by_clip(shared: Path, tmp_path: Pat
     wavs = [tmp_path / f"{k}.wav" for k in range(len(paths))]
     for path, wav in zip(paths, wavs, strict=True):
         subprocess.run([ffmpeg_path(), "-y", "-v", "error", "-i", str(path), str(wav)], check=True)
-    for path, heard in zip(paths, librosa_onsets(wavs, tmp_path), strict=True):
+    for path, onsets in zip(paths, librosa_onsets(wavs, tmp_path), strict=True):
         clip = ClipFile(path.stem, path)
-        assert score_clip(clip, measure_clip(clip)).av_align == pytest.approx(plain_score(path, heard), abs=1e-9)
+        assert score_clip(clip, measure_clip(clip)).av_align == pytest.approx(plain_score(path, onsets), abs=1e-9)
 
 
 def test_onsets_are_the_frames_librosa_picks(tmp_path: Path) -> None:

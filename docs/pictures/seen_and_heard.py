@@ -6,6 +6,7 @@ python docs/pictures/seen_and_heard.py FOLDER NAME… -o seen_and_heard.png
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 
 import matplotlib
@@ -31,25 +32,24 @@ def draw(clips: list[ClipFile], output: Path) -> None:
         assert info.audio is not None
         decoded = decode_span(
             info,
-            Span(info.duration_s * 0, info.duration_s),
+            Span(Fraction(0), info.duration_s),
             fps=info.rate,
             size=None,
             sample_rate=info.audio.sample_rate,
         )
-        fps, rate = float(info.rate), decoded.sample_rate
+        rate = decoded.sample_rate
         shown = decoded.frames[np.linspace(0, len(decoded.frames) - 1, FRAMES).round().astype(int)]
         film.imshow(np.concatenate(list(shown), axis=1), aspect="auto")
         film.set_title(clip.caption, fontsize=9, loc="left", color=INK)
         film.axis("off")
         times_s = np.arange(len(decoded.waveform)) / rate
         sound.plot(times_s, decoded.waveform, color=INK, linewidth=0.5)
-        seen_s = clip.events_s if clip.events_s is not None else motion_peaks(decoded.frames, fps)
-        for k, time in enumerate(seen_s):
-            sound.axvline(time, color=SEEN, linestyle="--", linewidth=1.2, label="seen" if k == 0 else None)
+        seen_s = clip.events_s if clip.events_s is not None else motion_peaks(decoded.frames, info.rate)
         top = float(np.abs(decoded.waveform).max()) or 1.0
+        sound.vlines(seen_s, -1.2 * top, 1.3 * top, color=SEEN, linestyle="--", linewidth=1.2, label="seen")
         heard_s = audio_onsets(decoded.waveform, rate)
         sound.plot(heard_s, np.full(len(heard_s), 1.1 * top), "v", color=HEARD, markersize=6, label="heard")
-        sound.set_xlim(0, len(decoded.frames) / fps)
+        sound.set_xlim(0, len(decoded.frames) / float(info.rate))
         sound.set_ylim(-1.2 * top, 1.3 * top)
         sound.set_yticks([])
         sound.tick_params(labelsize=7)
